@@ -1,0 +1,317 @@
+"""The model under edit: the few operations that every pass needs, on onnx-ir.
+
+Graphs nest: bodies of If, Loop and Scan, and local functions. A value may be read in a body far from where
+it is defined, and onnx-ir records those readers too, so ``uses()`` is complete. What onnx-ir does not do is
+keep the promises of this module: names stay unique across all scopes, outputs keep their names and declared
+types, and what replaces a value inherits its name and metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.model import graphs
+from onnxopt.shapes import Dims, Facts
+
+AttributeValue = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | ir.TensorProtocol
+
+
+class Editor:
+    """A model, the facts known about it, and the edits that keep both consistent."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.facts = Facts(model)
+        self._index: dict[str, list[ir.Node]] | None = None
+
+    # -- looking -------------------------------------------------------------------------------------
+
+    def graphs(self) -> Iterator[ir.Graph]:
+        """The main graph, the local functions, and every body inside them."""
+        return graphs(self.model)
+
+    def nodes(self, ops: Iterable[str]) -> Iterator[ir.Node]:
+        """Every node of these operator types in the standard domain, at any depth, in order.
+
+        Nodes inserted meanwhile are included, removed ones are not.
+        """
+        index = self._indexed()
+        for op in sorted(ops):
+            for node in index.get(op, ()):  # a list that grows while we walk: new nodes get their turn
+                if node.graph is not None and node.op_type == op and node.domain == "":
+                    yield node
+
+    def has_any(self, ops: Iterable[str]) -> bool:
+        """Whether there may be a node of one of these operator types."""
+        return not self._indexed().keys().isdisjoint(ops)
+
+    def refresh(self) -> None:
+        """Forget the index of nodes and look at the shapes anew; called between rounds of passes."""
+        self._index = None
+        self.facts.infer()
+
+    def adopt(self, other: ir.Model) -> None:
+        """Let the model become what ``other`` is; ``other`` must not be used afterwards."""
+        self.model.graph = other.graph
+        self.model.functions.clear()
+        self.model.functions.update(other.functions)
+        self.model.ir_version = other.ir_version
+        self.model.metadata_props.update(other.metadata_props)
+        for cached in ("_functions", "_names", "_counters"):
+            self.__dict__.pop(cached, None)
+        self.refresh()
+
+    def _indexed(self) -> dict[str, list[ir.Node]]:
+        if self._index is None:
+            index: dict[str, list[ir.Node]] = {}
+            for graph in self.graphs():
+                for node in graph:
+                    index.setdefault(node.op_type, []).append(node)
+            self._index = index
+        return self._index
+
+    def opset(self, node: ir.Node) -> int:
+        """The version of the standard operators that ``node`` is to be read by."""
+        graph = node.graph
+        imports = self.model.opset_imports
+        if graph is not None and graph in self._functions:
+            imports = self._functions[graph].opset_imports
+        return imports.get("", 1)
+
+    @cached_property
+    def _functions(self) -> dict[ir.Graph, ir.Function]:
+        """The local function that each graph inside a function belongs to."""
+        found: dict[ir.Graph, ir.Function] = {}
+        for function in self.model.functions.values():
+            found[function.graph] = function
+            for body in function.graph.subgraphs():
+                found[body] = function
+        return found
+
+    def in_function(self, node: ir.Node) -> bool:
+        """Whether ``node`` stands directly in a local function, where no initializer can stand."""
+        function = self._functions.get(node.graph) if node.graph is not None else None
+        return function is not None and function.graph is node.graph
+
+    # -- facts ---------------------------------------------------------------------------------------
+
+    def shape(self, value: ir.Value | None) -> Dims | None:
+        """The dims of ``value``: a number, a symbol, or ``None`` each; ``None`` if the rank is unknown."""
+        return None if value is None else self.facts.shape(value)
+
+    def rank(self, value: ir.Value | None) -> int | None:
+        """The number of dims of ``value``, ``None`` if unknown."""
+        shape = self.shape(value)
+        return None if shape is None else len(shape)
+
+    def static_shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """The dims of ``value`` if all are numbers."""
+        shape = self.shape(value)
+        if shape is None or not all(isinstance(d, int) for d in shape):
+            return None
+        return tuple(d for d in shape if isinstance(d, int))
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """The element type of ``value``, ``None`` if unknown or not a tensor."""
+        return None if value is None else self.facts.dtype(value)
+
+    def constant(self, value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+        """The array of a constant: an initializer that no caller can override, or a Constant node."""
+        tensor = constant_tensor(value)
+        return None if tensor is None else tensor.numpy()
+
+    def scalar(self, value: ir.Value | None) -> float | None:
+        """The one number that a constant holds, whatever its rank; ``None`` if it holds several."""
+        tensor = constant_tensor(value)
+        if tensor is None or tensor.size != 1 or tensor.dtype == ir.DataType.STRING:
+            return None
+        return float(tensor.numpy().reshape(()))
+
+    # -- editing -------------------------------------------------------------------------------------
+
+    def insert(
+        self,
+        before: ir.Node,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, AttributeValue] | None = None,
+        *,
+        like: ir.Node | None = None,
+        name: str | None = None,
+    ) -> ir.Value:
+        """A new node in front of ``before``; returns its output.
+
+        ``like`` (default ``before``) is the node whose work it takes over: its doc string and metadata
+        are copied, and its name if ``name`` is not given and that node is going to be removed by the
+        caller (two nodes may share it until then).
+        """
+        old = like or before
+        node = ir.node(
+            op,
+            list(inputs),
+            {k: v for k, v in (attributes or {}).items() if v is not None},
+            name=name if name is not None else (old.name or ""),
+            doc_string=old.doc_string,
+            metadata_props=dict(old.metadata_props),
+        )
+        node.outputs[0].name = self.fresh(f"{old.outputs[0].name if old.outputs else old.name}_{op}")
+        assert before.graph is not None
+        before.graph.insert_before(before, node)
+        if self._index is not None:
+            self._index.setdefault(op, []).append(node)
+        return node.outputs[0]
+
+    def add_constant(self, user: ir.Node, array: np.ndarray[Any, Any] | ir.TensorProtocol, name: str) -> ir.Value:
+        """A new constant that ``user`` may read: an initializer of its graph, named after ``name``.
+
+        In a local function, which has no initializers, it is a Constant node in front of ``user``.
+        """
+        tensor = ir.tensor(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
+        if isinstance(array, np.ndarray) and array.ndim == 0:
+            tensor = ir.tensor(array)
+        if self.in_function(user):
+            return self.insert(user, "Constant", [], {"value": tensor}, name="")
+        graph = user.graph
+        assert graph is not None
+        fresh = self.fresh(name)
+        tensor.name = fresh
+        value = ir.Value(
+            name=fresh, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+        )
+        graph.register_initializer(value)
+        return value
+
+    def take_over(self, old: ir.Value, new: ir.Value) -> None:
+        """Let ``new``, fresh from ``insert``, stand wherever ``old`` stood, under the name of ``old``."""
+        name = old.name or ""
+        old.name = self.fresh(f"{name}_old")
+        new.name = name
+        self._inherit(old, new)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+    def redirect(self, old: ir.Value, new: ir.Value) -> bool:
+        """Let every reader of ``old`` read ``new``, which exists already and holds the same data.
+
+        If ``old`` is an output of its graph, ``new`` becomes that output under its name; where ``new``
+        cannot (it is an input, a constant, an output itself or from another graph), nothing is changed
+        and the answer is ``False``.
+        """
+        if old.is_graph_output():
+            producer = new.producer()
+            if producer is None or new.is_graph_output() or producer.graph is not old.graph:
+                return False
+            if old.graph is not None and sum(o is old for o in old.graph.outputs) > 1:
+                return False
+            self.take_over(old, new)
+        else:
+            if self.facts.shape(new) is None:
+                self.facts.learn(new, self.facts.dtype(old), self.facts.shape(old))
+            old.replace_all_uses_with(new)
+        return True
+
+    def _inherit(self, old: ir.Value, new: ir.Value) -> None:
+        new.type, new.shape, new.doc_string = old.type, old.shape, old.doc_string or new.doc_string
+        new.metadata_props.update(old.metadata_props)
+        new.meta.update(old.meta)
+        self.facts.learn(new, self.facts.dtype(old), self.facts.shape(old))
+
+    def remove(self, node: ir.Node) -> None:
+        """Take out a node that nobody reads any more; raises ``ValueError`` if somebody does."""
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
+
+    def replace_node(
+        self, node: ir.Node, op: str, inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> ir.Value:  # fmt: skip
+        """Put one new node in the place of ``node`` and its first output; returns the new output."""
+        new = self.insert(node, op, inputs, attributes)
+        self.take_over(node.outputs[0], new)
+        self.remove(node)
+        return new
+
+    # -- names ---------------------------------------------------------------------------------------
+
+    def fresh(self, hint: str) -> str:
+        """A value name that is used nowhere in the model: ``hint``, or ``hint`` with a number."""
+        name, count = hint, self._counters.get(hint, 0)
+        while name in self._names:
+            count += 1
+            name = f"{hint}_{count}"
+        self._counters[hint] = count
+        self._names.add(name)
+        return name
+
+    @cached_property
+    def _counters(self) -> dict[str, int]:
+        return {}
+
+    @cached_property
+    def _names(self) -> set[str]:
+        names: set[str] = set()
+        for graph in self.graphs():
+            names.update(v.name for v in graph.inputs if v.name)
+            names.update(graph.initializers)
+            names.update(v.name for node in graph for v in node.outputs if v.name)
+        return names
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of a constant (see ``Editor.constant``) without reading its data."""
+    if value is None:
+        return None
+    node = value.producer()
+    if node is None:
+        if value.is_initializer() and not value.is_graph_input():
+            return value.const_value
+        return None
+    if node.op_type != "Constant" or node.domain != "":
+        return None
+    for key, attribute in node.attributes.items():
+        if attribute.is_ref():
+            return None
+        if key == "value":
+            return attribute.as_tensor()
+        if key in _CONSTANT_TYPES and attribute.type != ir.AttributeType.UNDEFINED:
+            return ir.tensor(np.array(attribute.value, dtype=_CONSTANT_TYPES[key]))
+    return None
+
+
+_CONSTANT_TYPES = {
+    "value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32
+}  # fmt: skip
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """The value of an attribute, or ``default``; a reference to a function's attribute has no value: ``None``."""
+    found = node.attributes.get(name)
+    if found is None:
+        return default
+    return None if found.is_ref() else found.value
+
+
+def label(node: ir.Node) -> str:
+    """How reports and filters call a node: its name, else its first output, else its operator."""
+    return node.name or next((v.name for v in node.outputs if v.name), "") or node.op_type
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs in the attributes of ``node``."""
+    for found in node.attributes.values():
+        if found.type == ir.AttributeType.GRAPH and not found.is_ref():
+            yield found.as_graph()
+        elif found.type == ir.AttributeType.GRAPHS and not found.is_ref():
+            yield from found.as_graphs()
+
+
+def sole_reader(value: ir.Value) -> ir.Node | None:
+    """The one node that reads ``value``, if there is exactly one reading and it is no graph output."""
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return next(iter(uses)).node

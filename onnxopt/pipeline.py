@@ -1,0 +1,322 @@
+"""Run passes so that they can be trusted: order, verification, bisection, rollback.
+
+Exact passes repeat until nothing changes; a lossy pass runs once and its effect is measured. What exact
+passes did is verified on probe inputs; when that fails, the run is replayed up to each change, by bisection,
+until the first one that breaks the model is found. That change is left out, the rest is kept, and the result
+says so. A pass that raises is treated the same. The user's model is never edited.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import onnx_ir as ir
+
+import onnxopt
+from onnxopt.errors import DataError, EngineError, OptionError, PassError
+from onnxopt.graph import Editor
+from onnxopt.metrics import fidelity
+from onnxopt.model import copy
+from onnxopt.pass_base import Context, Gate, Pass, PassFailure, Report
+from onnxopt.probes import interface_inputs
+from onnxopt.runtime import Feeds, Session, Snapshot
+from onnxopt.shapes import check_types
+from onnxopt.verify import Reference
+
+log = logging.getLogger(__name__)
+
+Verify = Literal["each", "end", "off"]
+
+MAX_ROUNDS = 30
+"""Exact passes that still change something after so many rounds undo each other, which is a fault."""
+
+MAX_CULPRITS = 8
+"""After so many changes had to be left out, everything since the last verified state is."""
+
+AUDIT_KEY = "onnxopt.passes"
+"""The metadata entry of the model that says what was run on it."""
+
+
+@dataclass
+class RunReport:
+    """What a run of a pipeline did."""
+
+    passes: list[Report] = field(default_factory=list)
+    """One report a pass, in order, summed over its rounds."""
+    problems: list[str] = field(default_factory=list)
+    """Passes and nodes that failed verification and were left out."""
+    verification: str = "off"
+    """What was checked and what came of it, in a sentence."""
+    verified: bool = False
+    """Whether the outputs were compared with the original's, and agree."""
+    fidelity: dict[str, dict[str, float]] = field(default_factory=dict)
+    """For each lossy pass, the SQNR in dB of each output against the model before it."""
+
+    @property
+    def changed(self) -> int:
+        """The number of changes made by all passes."""
+        return sum(report.changed for report in self.passes)
+
+
+class PassManager:
+    """A pipeline of passes that is verified while it runs."""
+
+    def __init__(
+        self,
+        passes: Sequence[Pass],
+        *,
+        verify: Verify = "end",
+        strict: bool = False,
+        probes: Sequence[Feeds] | None = None,
+        on_report: Callable[[Report], None] | None = None,
+    ) -> None:
+        """Prepare a pipeline.
+
+        ``verify``: compare outputs after ``each`` pass, at the ``end`` of a row of exact passes (and after
+        each lossy one), or not at all (``off``). ``strict``: a pass that matches nothing is an error.
+        ``probes``: inputs to compare on, instead of generated ones. ``on_report``: called after each pass.
+        """
+        if verify not in ("each", "end", "off"):
+            raise OptionError(f"verify is one of each, end, off; got {verify!r}")
+        self.passes = tuple(passes)
+        self.verify: Verify = verify
+        self.strict = strict
+        self.probes = probes
+        self.on_report = on_report or (lambda report: None)
+
+    def run(
+        self, model: ir.Model, *, reload: Callable[[], ir.Model] | None = None
+    ) -> tuple[ir.Model, RunReport]:
+        """Run all passes on a copy of ``model``, or, if ``reload`` can bring it back, on ``model`` itself.
+
+        Raises ``PassError`` if, under ``strict``, a pass matches nothing or breaks the model, and
+        ``ModelError`` if the model itself is not valid.
+        """
+        run = _Run(self, copy(model) if reload is None else model)
+        for lossy, row in _rows(self.passes):
+            run.apply(row, lossy, reload)
+            reload = None
+        run.finish()
+        return run.model, run.report
+
+
+def _rows(passes: Sequence[Pass]) -> list[tuple[bool, list[Pass]]]:
+    """The pipeline cut into rows of exact passes and single lossy ones; after the last lossy pass the exact
+    ones get another chance, for it may have made work for them."""
+    rows: list[tuple[bool, list[Pass]]] = []
+    for pass_ in passes:
+        if pass_.exact and rows and not rows[-1][0]:
+            rows[-1][1].append(pass_)
+        else:
+            rows.append((not pass_.exact, [pass_]))
+    exact = [pass_ for pass_ in passes if pass_.exact]
+    if rows and rows[-1][0] and exact:
+        rows.append((False, exact))
+    return rows
+
+
+class _Run:
+    """One run of a pipeline on one model."""
+
+    def __init__(self, manager: PassManager, model: ir.Model) -> None:
+        self.manager = manager
+        self.model = model
+        self.report = RunReport()
+        self._merged: dict[int, Report] = {}
+        self._interface = interface(model)
+        self._reference: Reference | None = None
+        self._excluded: set[tuple[str, str]] = set()
+        if manager.verify != "off":
+            self._reference = self._refer()
+
+    def _refer(self) -> Reference | None:
+        """What the model computes now, or ``None`` with the reason in the report."""
+        try:
+            return Reference.of(self.model, self.manager.probes)
+        except EngineError as error:
+            check_types(self.model)  # a model that is plainly wrong is the user's to mend: ModelError
+            self.report.verification = f"not verified: {error}"
+        except DataError as error:
+            if self.manager.probes is not None:
+                raise
+            self.report.verification = f"not verified: {error}"
+        return None
+
+    def apply(self, row: list[Pass], once: bool, reload: Callable[[], ir.Model] | None) -> None:
+        """Run a row of passes, to a fixed point or once, and make sure that the result is right."""
+        if self.manager.verify == "each" and not once:
+            for pass_ in row:
+                self._apply_verified([pass_], once, None)
+            reload = None  # single passes are at their fixed points; together they may not be
+        self._apply_verified(row, once, reload)
+        if self.manager.strict and once and not self._changes(row[0]):
+            raise PassError(f"{row[0].name} matched nothing; its report says what it refused")
+
+    def _apply_verified(
+        self, row: list[Pass], once: bool, reload: Callable[[], ir.Model] | None
+    ) -> None:
+        if reload is None:
+            saved = copy(self.model)
+            before = partial(copy, saved)
+        else:
+            before = partial(reload)
+        if self._try(row, once, Gate(excluded=frozenset(self._excluded)), record=True):
+            return
+        for _ in range(MAX_CULPRITS):
+            culprit, why = self._culprit(before, row, once)
+            self._blame(culprit, why)
+            self.model = before()
+            if self._try(row, once, Gate(excluded=frozenset(self._excluded)), record=True):
+                return
+        names = ", ".join(pass_.name for pass_ in row)
+        self.report.problems.append(f"{names}: rolled back, since too many of their changes break the model")
+        self.model = before()
+
+    def _blame(self, culprit: tuple[str, str], why: str) -> None:
+        name, node = culprit
+        text = f"{name} {'' if node == '*' else f'on node {node!r} '}was left out: {why}"
+        if self.manager.strict:
+            raise PassError(text)
+        log.warning("%s", text)
+        self.report.problems.append(text)
+        self._excluded.add(culprit)
+
+    def _culprit(self, before: Callable[[], ir.Model], row: list[Pass], once: bool) -> tuple[tuple[str, str], str]:
+        """The first change that breaks the model, found by replaying ever shorter runs; and how it breaks it."""
+        if self._failure is not None and self._failed_gate.log == []:
+            return self._failure, self._why
+        good, bad = 0, len(self._failed_gate.log) + (1 if self._failure is not None else 0)
+        culprit, why = self._failure or self._failed_gate.log[-1], self._why
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            self.model = before()
+            gate = Gate(middle, frozenset(self._excluded))
+            if self._try(row, once, gate, record=False):
+                good = middle
+            else:
+                bad = middle
+                culprit, why = self._failure or gate.log[-1], self._why
+        return culprit, why
+
+    def _try(self, row: list[Pass], once: bool, gate: Gate, *, record: bool) -> bool:
+        """Run the row through ``gate`` and verify; on failure remember why and by whom."""
+        self._failure: tuple[str, str] | None = None
+        self._why = ""
+        self._failed_gate = gate
+        found: dict[int, Report] = {}
+        try:
+            self._sweep(row, once, gate, found)
+        except PassFailure as failure:
+            self._failure, self._why = (failure.pass_name, failure.node), f"it failed: {failure.__cause__!r}"
+            return False
+        problem = self._problem(row, once) if gate.log else None
+        if problem is not None:
+            self._why = problem
+            return False
+        if record:
+            for pass_ in row:
+                self._record(pass_, found.get(id(pass_), Report(pass_.name)))
+        return True
+
+    def _sweep(self, row: list[Pass], once: bool, gate: Gate, found: dict[int, Report]) -> None:
+        editor = Editor(self.model)
+        settled: dict[int, int] = {}  # pass → number of changes in the run after which it had nothing to do
+        for round_ in range(MAX_ROUNDS):
+            start = len(gate.log)
+            for pass_ in row:
+                if settled.get(id(pass_)) == len(gate.log) or gate.closed:
+                    continue
+                if pass_.ops is not None and not editor.has_any(pass_.ops):
+                    continue
+                report = self._run_pass(pass_, Context(editor, gate))
+                found[id(pass_)] = _merge(found.get(id(pass_)), report)
+                if not report.changed:
+                    settled[id(pass_)] = len(gate.log)
+            if once or len(gate.log) == start or gate.closed:
+                return
+            editor.refresh()
+            log.debug("round %d made %d changes", round_, len(gate.log) - start)
+        raise PassFailure(row[-1].name, "*") from PassError(f"no fixed point after {MAX_ROUNDS} rounds")
+
+    @staticmethod
+    def _run_pass(pass_: Pass, context: Context) -> Report:
+        if not context.gate.allows(pass_.name, "*"):
+            return Report(pass_.name)
+        try:
+            return pass_.run(context)
+        except PassFailure:
+            raise
+        except OptionError:
+            raise
+        except Exception as error:
+            raise PassFailure(pass_.name, "*") from error
+
+    def _problem(self, row: list[Pass], once: bool) -> str | None:
+        """What is wrong with the model now, if anything."""
+        after = interface(self.model)
+        if after != self._interface:
+            return f"the interface changed from {self._interface} to {after}"
+        if self._reference is None:
+            return None
+        snapshot = Snapshot.of(self.model)
+        if once:
+            return self._measure(row[0], snapshot)
+        differences = self._reference.differences(snapshot)
+        return str(differences[0]) if differences else None
+
+    def _measure(self, pass_: Pass, snapshot: Snapshot) -> str | None:
+        """Record what a lossy pass did to the outputs; what follows is compared with the model after it."""
+        assert self._reference is not None
+        before = self._reference
+        try:
+            session = Session(snapshot)
+            outputs = [session.run(feeds) for feeds in before.feeds]
+        except EngineError as error:
+            return str(error)
+        self.report.fidelity[str(pass_)] = fidelity(before.names, before.expected, outputs)
+        self._reference = Reference(snapshot, before.feeds, outputs, session.outputs)
+        return None
+
+    def _record(self, pass_: Pass, report: Report) -> None:
+        self._merged[id(pass_)] = _merge(self._merged.get(id(pass_)), report)
+        self.manager.on_report(report)
+
+    def _changes(self, pass_: Pass) -> int:
+        report = self._merged.get(id(pass_))
+        return report.changed if report is not None else 0
+
+    def finish(self) -> None:
+        """Sum up, check strictness, and sign the model."""
+        self.report.passes = [self._merged.get(id(p), Report(p.name)) for p in self.manager.passes]
+        if self.manager.strict and self.manager.passes and not self.report.changed:
+            names = ", ".join(pass_.name for pass_ in self.manager.passes)
+            raise PassError(f"strict: nothing matched ({names})")
+        if self._reference is not None:
+            probes = len(self._reference.feeds)
+            self.report.verified = True
+            self.report.verification = (
+                f"outputs equal on {probes} probe{'s' if probes != 1 else ''}, "
+                f"largest movement {self._reference.worst:.1g} of the output's scale"
+            )
+        if self.report.changed:
+            steps = [str(p) for p in self.manager.passes if self._changes(p)]
+            entry = f"{onnxopt.__version__}: {','.join(steps)}"
+            earlier = self.model.metadata_props.get(AUDIT_KEY)
+            self.model.metadata_props[AUDIT_KEY] = f"{earlier}; {entry}" if earlier else entry
+
+
+def _merge(first: Report | None, second: Report) -> Report:
+    """One report of two runs of a pass: all changes, and the refusals of the later run."""
+    if first is None:
+        return second
+    return Report(second.name, first.changes + second.changes, second.refusals)
+
+
+def interface(model: ir.Model) -> tuple[tuple[str, str, str], ...]:
+    """What callers rely on: name, type and dims of each input and output, in order."""
+    inputs = interface_inputs(model)
+    return tuple((v.name or "", str(v.type), str(v.shape)) for v in (*inputs, *model.graph.outputs))

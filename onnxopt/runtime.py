@@ -1,0 +1,116 @@
+"""ONNX Runtime, seen from here: sessions on snapshots, errors of our own type, latency as a ratio."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.errors import EngineError
+from onnxopt.model import slim_proto
+
+Feeds = Mapping[str, Any]
+"""What a model is run on: input name → array."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model as bytes, cheap to make and to keep: its large weights stay in files of ``directory``."""
+
+    content: bytes
+    directory: Path | None
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Snapshot:
+        """The model as it is now."""
+        proto, directory = slim_proto(model)
+        return cls(proto.SerializeToString(), directory)
+
+
+class Session:
+    """A model loaded by ONNX Runtime on the CPU."""
+
+    def __init__(self, snapshot: Snapshot, *, optimize: bool = False, threads: int = 0) -> None:
+        """Load ``snapshot``; ``optimize`` turns all of ONNX Runtime's own optimizations on.
+
+        Raises ``EngineError`` with ONNX Runtime's reason if it refuses the model.
+        """
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        if not optimize:  # this session is for checking: memory matters, speed does not
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = False
+        if snapshot.directory is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(snapshot.directory)
+            )
+        try:
+            self._session = ort.InferenceSession(
+                snapshot.content, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the binding raises many unrelated types
+            raise EngineError(f"ONNX Runtime cannot load the model: {reason(error)}") from error
+        self.outputs: list[str] = [output.name for output in self._session.get_outputs()]
+        self.inputs: list[str] = [value.name for value in self._session.get_inputs()]
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Any]:
+        """The outputs (all, or the named ones) for one set of inputs.
+
+        Raises ``EngineError`` if the model does not run on them.
+        """
+        try:
+            return list(self._session.run(outputs, dict(feeds)))
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime cannot run the model: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """The part of an ONNX Runtime message that says what is wrong, on one line."""
+    text = " ".join(str(error).split())
+    for mark in ("Status Message: ", " : FAIL : ", " : INVALID_ARGUMENT : ", " : NOT_IMPLEMENTED : "):
+        if mark in text:
+            text = text.split(mark, 1)[1]
+    return text[:500]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How long ``b`` takes in units of ``a``: median of paired ratios, with the middle half of them."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}…{self.high:.2f})"
+
+
+def latency_ratio(a: Session, b: Session, feeds: Feeds, *, seconds: float = 2.0) -> Ratio:
+    """Latency of ``b`` over latency of ``a``, run in turns so that a noisy clock hits both alike.
+
+    ``seconds`` is about how long to measure. Raises ``EngineError`` if either does not run.
+    """
+    for session in (a, b):
+        session.run(feeds)
+    ratios: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(ratios) < 5 or (time.perf_counter() < end and len(ratios) < 10_000):
+        times = []
+        for session in (a, b) if len(ratios) % 2 == 0 else (b, a):
+            start = time.perf_counter()
+            session.run(feeds)
+            times.append(time.perf_counter() - start)
+        first, second = times
+        ratios.append(second / first if len(ratios) % 2 == 0 else first / second)
+    low, median, high = np.percentile(ratios, [25, 50, 75])
+    return Ratio(float(median), float(low), float(high))

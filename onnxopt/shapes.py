@@ -1,0 +1,155 @@
+"""Shape and type facts about the values of a model.
+
+Facts are kept beside the model, not in it: exporters leave stale ``value_info`` behind, and writing what we
+infer would only make the file grow. They come from ``onnx.shape_inference`` run on the inputs alone; the
+model's own ``value_info`` is believed only for outputs of operators that onnx does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+import onnx.shape_inference
+import onnx_ir as ir
+
+from onnxopt.errors import ModelError
+from onnxopt.model import slim_proto
+
+Dim = int | str | None
+Dims = tuple[Dim, ...]
+
+STANDARD_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview.training")
+
+
+class Facts:
+    """What is known of each value: element type and dims."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._dtypes: dict[ir.Value, ir.DataType | None] = {}
+        self._shapes: dict[ir.Value, Dims | None] = {}
+        self.infer()
+
+    def shape(self, value: ir.Value) -> Dims | None:
+        """The dims of ``value``; ``None`` if not even the rank is known."""
+        if value not in self._shapes:
+            self._look_up(value)
+        return self._shapes[value]
+
+    def dtype(self, value: ir.Value) -> ir.DataType | None:
+        """The element type of ``value``; ``None`` if unknown or not a tensor."""
+        if value not in self._dtypes:
+            self._look_up(value)
+        return self._dtypes[value]
+
+    def learn(self, value: ir.Value, dtype: ir.DataType | None, shape: Dims | None) -> None:
+        """Note what a pass knows of a value that it made."""
+        self._dtypes[value], self._shapes[value] = dtype, shape
+
+    def infer(self) -> None:
+        """Infer everything anew. Raises ``ModelError`` where types contradict each other."""
+        proto, _ = slim_proto(self._model)
+        opaque = {
+            output.name or ""
+            for graph in (self._model.graph, *self._model.graph.subgraphs())
+            for node in graph
+            if node.domain not in STANDARD_DOMAINS
+            for output in node.outputs
+        }
+        _forget_value_info(proto.graph, opaque)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        except Exception:  # onnx raises several unrelated types; without inference we only know less
+            inferred = proto
+        self._shapes.clear()
+        self._dtypes.clear()
+        self._read(self._model.graph, inferred.graph)
+
+    def _read(self, graph: ir.Graph, proto: onnx.GraphProto) -> None:
+        found: dict[str, onnx.TypeProto] = {}
+        for info in (*proto.value_info, *proto.output, *proto.input):
+            found[info.name] = info.type
+        for value in graph.inputs:
+            self._note(value, found)
+        for node, node_proto in zip(graph, proto.node, strict=True):
+            for value in node.outputs:
+                self._note(value, found)
+            if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node_proto.attribute):
+                for attribute in node_proto.attribute:
+                    own = node.attributes[attribute.name]
+                    if attribute.type == onnx.AttributeProto.GRAPH and not own.is_ref():
+                        self._read(own.as_graph(), attribute.g)
+                    elif attribute.type == onnx.AttributeProto.GRAPHS and not own.is_ref():
+                        for body, body_proto in zip(own.as_graphs(), attribute.graphs, strict=True):
+                            self._read(body, body_proto)
+
+    def _note(self, value: ir.Value, found: dict[str, onnx.TypeProto]) -> None:
+        type_ = found.get(value.name or "")
+        if type_ is not None and type_.HasField("tensor_type"):
+            self._dtypes[value], self._shapes[value] = _read_type(type_.tensor_type)
+
+    def _look_up(self, value: ir.Value) -> None:
+        """What can be said of a value that inference did not name: a constant, or the output of a new node."""
+        self.learn(value, None, None)
+        tensor = value.const_value if value.is_initializer() else None
+        if tensor is not None:
+            self.learn(value, tensor.dtype, tuple(tensor.shape.numpy()))
+        elif (node := value.producer()) is not None and node.domain == "":
+            self._infer_node(node)
+
+    def _infer_node(self, node: ir.Node) -> None:
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self._model.opset_imports.get("", 1))
+            types: dict[str, onnx.TypeProto] = {}
+            data: dict[str, onnx.TensorProto] = {}
+            for value in node.inputs:
+                if value is None:
+                    continue
+                dtype, shape = self.dtype(value), self.shape(value)
+                if dtype is None:
+                    return
+                types[value.name or ""] = onnx.helper.make_tensor_type_proto(dtype.value, shape)
+                if value.is_initializer() and value.const_value is not None and value.const_value.nbytes < 1024:
+                    data[value.name or ""] = ir.to_proto(value.const_value)
+            outputs = onnx.shape_inference.infer_node_outputs(schema, ir.to_proto(node), types, data)
+        except Exception:  # inference that fails tells us nothing, which is what is noted already
+            return
+        for value in node.outputs:
+            type_ = outputs.get(value.name or "")
+            if type_ is not None and type_.HasField("tensor_type"):
+                self.learn(value, *_read_type(type_.tensor_type))
+
+
+def _read_type(type_: onnx.TypeProto.Tensor) -> tuple[ir.DataType | None, Dims | None]:
+    dtype = ir.DataType(type_.elem_type) if type_.elem_type else None
+    if not type_.HasField("shape"):
+        return dtype, None
+    return dtype, tuple(
+        d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in type_.shape.dim
+    )
+
+
+def _forget_value_info(graph: onnx.GraphProto, but: Iterable[str], is_body: bool = False) -> None:
+    """Drop every claim about shapes but those of the names in ``but`` and of the model's own inputs."""
+    copied = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in graph.value_info if i.name in but]
+    del graph.value_info[:]
+    graph.value_info.extend(copied)
+    for info in (*graph.output, *(graph.input if is_body else ())):
+        if info.name not in but and info.type.HasField("tensor_type"):
+            info.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _forget_value_info(attribute.g, but, True)
+            for body in attribute.graphs:
+                _forget_value_info(body, but, True)
+
+
+def check_types(model: ir.Model) -> None:
+    """Raise ``ModelError`` where an operator gets a type, rank or shape that it cannot take."""
+    proto, _ = slim_proto(model)
+    try:
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    except Exception as error:
+        raise ModelError(f"the model is not valid: {error}") from error

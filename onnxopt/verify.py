@@ -1,0 +1,167 @@
+"""Do two models compute the same? Judged against how far the original itself moves.
+
+Floating-point sums depend on their order, so no two schedules of one model agree to the last bit. The
+yardstick for each output is the original's own noise: the distance between its outputs without and with ONNX
+Runtime's optimizations, and under changes of the inputs by one unit in the last place, relative to the scale
+of that output. A candidate may move ten times as far. Shapes, types, and places of NaN and infinity must
+agree exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.errors import EngineError
+from onnxopt.probes import probe_feeds
+from onnxopt.runtime import Feeds, Session, Snapshot
+
+NOISE_FACTOR = 10.0
+"""How many times the original's own noise a candidate may move."""
+
+_FLOOR = {"float64": 1e-11, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
+"""Relative movement that rounding alone explains, by element type."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How one output of a candidate departs from the original's."""
+
+    output: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"output {self.output!r} {self.text}"
+
+
+@dataclass
+class Reference:
+    """What a model computes on its probes; candidates are compared with it."""
+
+    snapshot: Snapshot
+    feeds: Sequence[Feeds]
+    expected: list[list[Any]]
+    names: list[str]
+    worst: float = field(default=0.0)
+    """The largest relative movement seen so far in an accepted candidate."""
+
+    @classmethod
+    def of(cls, model: ir.Model, feeds: Sequence[Feeds] | None = None) -> Reference:
+        """Run ``model`` on ``feeds``, or on probes made for it.
+
+        Raises ``EngineError`` if ONNX Runtime cannot load it, ``DataError`` if no probes are found.
+        """
+        snapshot = Snapshot.of(model)
+        session = Session(snapshot)
+        if feeds is None:
+            feeds = probe_feeds(model, session)
+        return cls(snapshot, feeds, [session.run(f) for f in feeds], session.outputs)
+
+    @cached_property
+    def _noise(self) -> list[dict[str, float]]:
+        """The relative movement of each output under harmless changes, for each probe."""
+        plain = Session(self.snapshot)
+        variants: list[tuple[Session, list[Feeds]]] = [(plain, [_nudged(f) for f in self.feeds])]
+        try:
+            variants.append((Session(self.snapshot, optimize=True), list(self.feeds)))
+        except EngineError:  # a model that loads only unoptimized still has its other noise
+            pass
+        noise: list[dict[str, float]] = []
+        for at, expected in enumerate(self.expected):
+            moved = dict.fromkeys(self.names, 0.0)
+            for session, feeds in variants:
+                try:
+                    outputs = session.run(feeds[at])
+                except EngineError:
+                    continue
+                for name, a, b in zip(self.names, expected, outputs, strict=True):
+                    for x, y in zip(_arrays(a), _arrays(b), strict=False):
+                        if x.shape == y.shape:
+                            moved[name] = max(moved[name], _movement(x, y))
+            noise.append(moved)
+        return noise
+
+    def differences(self, candidate: Snapshot) -> list[Difference]:
+        """Where ``candidate`` computes something else; empty if nowhere.
+
+        A candidate that does not load or run is one difference that says so.
+        """
+        try:
+            session = Session(candidate)
+            if session.outputs != self.names:
+                return [Difference(", ".join(session.outputs), f"stand where {', '.join(self.names)} stood")]
+            found: list[Difference] = []
+            for at, feeds in enumerate(self.feeds):
+                outputs = session.run(feeds)
+                for name, expected, got in zip(self.names, self.expected[at], outputs, strict=True):
+                    text = self._compare(at, name, expected, got)
+                    if text is not None:
+                        found.append(Difference(name, f"on probe {at}: {text}"))
+                if found:
+                    return found
+        except EngineError as error:
+            return [Difference("", f"cannot be computed: {error}")]
+        return []
+
+    def _compare(self, at: int, name: str, expected: Any, got: Any) -> str | None:
+        wanted, given = list(_arrays(expected)), list(_arrays(got))
+        if len(wanted) != len(given):
+            return f"holds {len(given)} items instead of {len(wanted)}"
+        for x, y in zip(wanted, given, strict=True):
+            if x.dtype != y.dtype or x.shape != y.shape:
+                return f"is {y.dtype} {list(y.shape)} instead of {x.dtype} {list(x.shape)}"
+            moved = _movement(x, y)
+            floor = _FLOOR.get(x.dtype.name, 0.0)
+            if moved > floor and moved > NOISE_FACTOR * self._noise[at][name]:
+                return f"moved by {moved:.2g} of its scale, the original's own noise is {self._noise[at][name]:.2g}"
+            self.worst = max(self.worst, moved)
+        return None
+
+
+def _arrays(value: Any) -> Iterator[np.ndarray[Any, Any]]:
+    """The arrays in an output of ONNX Runtime: a tensor, a sequence, or the dicts of a ZipMap."""
+    if isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield np.asarray(str(key))
+            yield from _arrays(value[key])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _arrays(item)
+    elif value is not None:
+        yield np.asarray(value)
+
+
+def _movement(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+    """How far ``y`` is from ``x``: the largest distance over the scale of ``x``; the share that differs for
+    types without distances; infinite where NaN or infinity are in other places."""
+    if x.size == 0:
+        return 0.0
+    if x.dtype.name not in _FLOOR:
+        return float(np.mean(x != y))
+    a, b = x.astype(np.float64), y.astype(np.float64)
+    odd = ~np.isfinite(a)
+    if not np.array_equal(odd, ~np.isfinite(b)) or not np.array_equal(a[odd], b[odd], equal_nan=True):
+        return float("inf")
+    a, b = a[~odd], b[~odd]
+    distance = float(np.max(np.abs(a - b), initial=0.0))
+    if distance == 0.0:
+        return 0.0
+    scale = float(np.max(np.abs(a), initial=0.0))
+    return distance / scale if scale > 0 else float("inf")
+
+
+def _nudged(feeds: Feeds) -> Feeds:
+    """Every float input moved by one unit in the last place, up and down in turns."""
+    moved: dict[str, Any] = {}
+    for name, array in feeds.items():
+        if isinstance(array, np.ndarray) and array.dtype.name in ("float32", "float64", "float16"):
+            way = np.where(np.arange(array.size) % 2 == 0, np.inf, -np.inf).reshape(array.shape)
+            moved[name] = np.nextafter(array, way.astype(array.dtype))
+        else:
+            moved[name] = array
+    return moved

@@ -1,0 +1,1 @@
+"""Exact passes: the graph gets smaller, the outputs stay."""
