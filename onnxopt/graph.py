@@ -28,6 +28,7 @@ class Editor:
         self.model = model
         self.facts = Facts(model)
         self._index: dict[str, list[ir.Node]] | None = None
+        self._facts_may_improve = False
 
     # -- looking -------------------------------------------------------------------------------------
 
@@ -51,9 +52,19 @@ class Editor:
         return not self._indexed().keys().isdisjoint(ops)
 
     def refresh(self) -> None:
-        """Forget the index of nodes and look at the shapes anew; called between rounds of passes."""
+        """Forget the index of nodes, and infer shapes anew if that may tell more; called between rounds.
+
+        What is known of a value stays true, so inference is worth its time only after new integer constants,
+        which may be shapes, or new nodes that have not been looked at.
+        """
         self._index = None
-        self.facts.infer()
+        if self._facts_may_improve:
+            self.facts.infer()
+            self._facts_may_improve = False
+
+    def outdate_facts(self) -> None:
+        """Say that inference would know more now: after a body or function has been inlined, for example."""
+        self._facts_may_improve = True
 
     def adopt(self, other: ir.Model) -> None:
         """Let the model become what ``other`` is; ``other`` must not be used afterwards."""
@@ -64,6 +75,14 @@ class Editor:
         self.model.metadata_props.update(other.metadata_props)
         for cached in ("_functions", "_names", "_counters"):
             self.__dict__.pop(cached, None)
+        self._facts_may_improve = True
+        self.refresh()
+
+    def replace_graph(self, graph: ir.Graph) -> None:
+        """Put another main graph in place of the model's, and forget all that was known of the old one."""
+        self.model.graph = graph
+        for known in ("_functions", "_counters", "_names"):
+            self.__dict__.pop(known, None)
         self.refresh()
 
     def _indexed(self) -> dict[str, list[ir.Node]]:
@@ -174,6 +193,8 @@ class Editor:
         tensor = ir.tensor(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
         if isinstance(array, np.ndarray) and array.ndim == 0:
             tensor = ir.tensor(array)
+        if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32):
+            self._facts_may_improve = True
         if self.in_function(user):
             return self.insert(user, "Constant", [], {"value": tensor}, name="")
         graph = user.graph
@@ -221,9 +242,14 @@ class Editor:
         self.facts.learn(new, self.facts.dtype(old), self.facts.shape(old))
 
     def remove(self, node: ir.Node) -> None:
-        """Take out a node that nobody reads any more; raises ``ValueError`` if somebody does."""
+        """Take out a node that nobody reads any more; raises ``ValueError`` if somebody does.
+
+        Its bodies go with it: take them out of its attributes first if they are to live on elsewhere.
+        """
         assert node.graph is not None
         node.graph.remove(node, safe=True)
+        for body in bodies(node):
+            discard(body)
 
     def replace_node(
         self, node: ir.Node, op: str, inputs: Sequence[ir.Value | None],
@@ -276,7 +302,7 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
         if attribute.is_ref():
             return None
         if key == "value":
-            return attribute.as_tensor()
+            return attribute.value
         if key in _CONSTANT_TYPES and attribute.type != ir.AttributeType.UNDEFINED:
             return ir.tensor(np.array(attribute.value, dtype=_CONSTANT_TYPES[key]))
     return None
@@ -307,6 +333,17 @@ def bodies(node: ir.Node) -> Iterator[ir.Graph]:
             yield found.as_graph()
         elif found.type == ir.AttributeType.GRAPHS and not found.is_ref():
             yield from found.as_graphs()
+
+
+def discard(graph: ir.Graph) -> None:
+    """Take every node out of a body that has lost its place, so that none of them counts as a reader."""
+    nodes = tuple(graph)
+    for node in nodes:
+        for at in range(len(node.inputs)):
+            node.replace_input_with(at, None)
+        for body in bodies(node):
+            discard(body)
+    graph.remove(nodes)
 
 
 def sole_reader(value: ir.Value) -> ir.Node | None:

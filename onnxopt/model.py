@@ -6,8 +6,9 @@ What onnx-ir cannot hold travels beside it (``guard.py``) and is put back by eve
 
 Normalisations of load → save, all without meaning: metadata entries are sorted by key, ``value_info``
 follows the order of the nodes, numbers in typed fields of offloaded tensors become ``raw_data``, empty
-trailing inputs and outputs of nodes are dropped, the domain ``ai.onnx`` is written as ``""``, and
-``value_info`` of values that no longer exist is dropped.
+trailing inputs and outputs of nodes are dropped, the domain ``ai.onnx`` is written as ``""``, fields that
+are written out but hold only their default are left out, and ``value_info`` of values that no longer exist
+is dropped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import gc
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnxopt import guard, wire
-from onnxopt.errors import ModelError
-from onnxopt.writing import replace_file, writable
+from onnxopt.errors import ModelError, OutputError
+from onnxopt.writing import DATA_SUFFIX, replace_file, writable
 
 OFFLOAD_BYTES = 16 * 1024
 """Inline weights of at least this many bytes stay in the file."""
@@ -63,9 +64,11 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     missing, too short or outside the model's directory, or if its graph is broken.
     """
     given = Path(path)
-    if given.is_dir():
-        raise ModelError(f"{given} is a directory; give the .onnx file in it")
     try:
+        if given.is_dir():
+            raise ModelError(f"{given} is a directory; give the .onnx file in it")
+        if given.exists() and not given.is_file():  # opening a named pipe would wait for ever
+            raise ModelError(f"{given} is not a regular file; copy the model into one first")
         with given.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ModelError(f"{given} is empty; export or download the model again")
@@ -175,23 +178,25 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         for node in graph:
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    yield attribute.as_tensor()
+                    yield attribute.value
                 elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
-                    yield from attribute.as_tensors()
+                    yield from attribute.value
 
 
 def save(
     model: ir.Model, path: str | os.PathLike[str], *, force: bool = False, external_data: bool | None = None
-) -> None:
-    """Write ``model`` atomically: a failure at any point leaves what was there before.
+) -> list[Path]:
+    """Write ``model`` atomically, and return the files: a failure at any point leaves what was there before.
 
     ``external_data`` puts the weights into ``<name>.data`` beside the file; by default where the model
     had them, and always when it is too large for one file. Raises ``OutputError`` if ``path`` exists
-    (unless ``force``), cannot be written, or is the very file that the model's weights are mapped from.
+    (unless ``force``), cannot be written, or is the very file that the model was loaded from.
     """
     target = writable(path, force)
+    source = source_of(model)
+    inputs = {Path(t.path) for t in tensors(model) if isinstance(t, ir.ExternalTensor)}
+    _keep_off(target, inputs if source is None else {source.path, *inputs})
     if external_data is None:
-        source = source_of(model)
         external_data = source is not None and source.has_external_data
     total = weight_bytes(model)
     if total >= PROTOBUF_LIMIT - 64 * 1024 * 1024:
@@ -199,7 +204,7 @@ def save(
     payloads: list[ir.TensorProtocol] = []
     inline: list[ir.TensorProtocol] = []
     where = wire.MAIN_INITIALIZERS
-    data_name = target.name + ".data"
+    data_name = target.name + DATA_SUFFIX
     end = 0
 
     def place(tensor: ir.TensorProtocol, main: bool) -> ir.TensorProtocol | None:
@@ -219,15 +224,28 @@ def save(
     slim = proto.SerializeToString(deterministic=True)
     del proto
     pieces = wire.rewrite(memoryview(slim), lambda body, _: _inlined(body, inline), where) if inline else None
+    written = [target]
     with ExitStack() as stack:
         file = stack.enter_context(replace_file(target))
         if payloads:
             data_path = writable(target.with_name(data_name), force)
+            _keep_off(data_path, inputs)
+            written.append(data_path)
             data = stack.enter_context(replace_file(data_path))
             for tensor in payloads:
                 data.write(b"\0" * (_aligned(data.tell(), tensor) - data.tell()))
                 tensor.tofile(data)  # type: ignore[attr-defined]
         wire.write([slim] if pieces is None else pieces, file)
+        file.flush()
+        os.fsync(file.fileno())  # now, for once the data file has taken its place this one must not fail
+    return written
+
+
+def _keep_off(target: Path, inputs: Iterable[Path]) -> None:
+    """Raise ``OutputError`` if ``target`` is one of the files that the model is read from."""
+    for file in inputs:
+        if target.exists() and file.exists() and target.samefile(file):
+            raise OutputError(f"{target} belongs to the input, which is never changed; give another output")
 
 
 def _aligned(position: int, tensor: ir.TensorProtocol) -> int:
@@ -401,6 +419,10 @@ def _to_proto(
     """Write the model with the tensors that ``place`` returns in place of its own."""
     with _as_written(model, place):
         proto = ir.to_proto(model)
+    for imports in (proto.opset_import, *(f.opset_import for f in proto.functions)):
+        for entry in imports:
+            if not entry.domain:  # onnx-ir writes it out, at two bytes more than many exporters need
+                entry.ClearField("domain")
     for graph in guard.graphs(proto):
         for tensor in graph.initializer:
             if tensor.metadata_props:  # onnx-ir writes these twice
@@ -435,7 +457,7 @@ def _as_written(
         for node in graph:
             for key, attribute in node.attributes.items():
                 if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    if (placed := place(attribute.as_tensor(), False)) is not None:
+                    if (placed := place(attribute.value, False)) is not None:
                         node.attributes[key] = ir.AttrTensor(key, placed, attribute.doc_string)
                         undo.append(lambda n=node, a=attribute: n.attributes.add(a))  # type: ignore[misc]
     try:

@@ -111,9 +111,10 @@ class Pass(ABC):
 
     def selects(self, node: ir.Node) -> bool:
         """Whether ``include`` and ``exclude`` leave this node to the pass."""
-        if not self.include and not self.exclude:
-            return True
-        names = (label(node), node.op_type)
+        return self.selects_name(label(node), node.op_type)
+
+    def selects_name(self, *names: str) -> bool:
+        """The same for what is called ``names`` and is no node: an initializer, a function, a domain."""
 
         def matches(globs: Sequence[str]) -> bool:
             return any(fnmatchcase(name, glob) for glob in globs for name in names)
@@ -123,6 +124,10 @@ class Pass(ABC):
     def may_change(self, node: ir.Node, context: Context) -> bool:
         """Whether filters and gate allow a change of ``node`` now; ask before changing anything."""
         return context.gate.allows(self.name, label(node)) and self.selects(node)
+
+    def may_change_name(self, name: str, context: Context) -> bool:
+        """The same for an initializer, a function or a domain."""
+        return context.gate.allows(self.name, name) and self.selects_name(name)
 
     def options(self) -> dict[str, Any]:
         """The options that differ from their defaults, by name."""
@@ -182,14 +187,21 @@ class NodePass(Pass):
 
     def run(self, context: Context) -> Report:
         log = Log(self, context)
-        for node in context.editor.nodes(self.ops):
+        self.visit(self.ops, self.rewrite, context, log)
+        return log.report()
+
+    def visit(
+        self, ops: frozenset[str], rewrite: Callable[[ir.Node, Editor], str | None], context: Context, log: Log
+    ) -> None:
+        """Offer each node of these types to ``rewrite``, and log what comes of it."""
+        for node in context.editor.nodes(ops):
             if context.gate.closed:
                 break
             if not self.may_change(node, context):
                 continue
             name = label(node)
             try:
-                text = self.rewrite(node, context.editor)
+                text = rewrite(node, context.editor)
             except Refuse as refusal:
                 log.refused(name, str(refusal))
             except Exception as error:
@@ -197,7 +209,6 @@ class NodePass(Pass):
             else:
                 if text is not None:
                     log.changed(name, text)
-        return log.report()
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ says so. A pass that raises is treated the same. The user's model is never edite
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -73,12 +74,14 @@ class PassManager:
         strict: bool = False,
         probes: Sequence[Feeds] | None = None,
         on_report: Callable[[Report], None] | None = None,
+        on_stage: Callable[[str], None] | None = None,
     ) -> None:
         """Prepare a pipeline.
 
         ``verify``: compare outputs after ``each`` pass, at the ``end`` of a row of exact passes (and after
         each lossy one), or not at all (``off``). ``strict``: a pass that matches nothing is an error.
         ``probes``: inputs to compare on, instead of generated ones. ``on_report``: called after each pass.
+        ``on_stage``: called with what begins: the name of a pass, or ``verification``.
         """
         if verify not in ("each", "end", "off"):
             raise OptionError(f"verify is one of each, end, off; got {verify!r}")
@@ -87,6 +90,7 @@ class PassManager:
         self.strict = strict
         self.probes = probes
         self.on_report = on_report or (lambda report: None)
+        self.on_stage = on_stage or (lambda stage: None)
 
     def run(
         self, model: ir.Model, *, reload: Callable[[], ir.Model] | None = None
@@ -97,9 +101,13 @@ class PassManager:
         ``ModelError`` if the model itself is not valid.
         """
         run = _Run(self, copy(model) if reload is None else model)
-        for lossy, row in _rows(self.passes):
-            run.apply(row, lossy, reload)
-            reload = None
+        gc.freeze()  # a model is one large tangle of cycles; there is no point in searching it again and again
+        try:
+            for lossy, row in _rows(self.passes):
+                run.apply(row, lossy, reload)
+                reload = None
+        finally:
+            gc.unfreeze()
         run.finish()
         return run.model, run.report
 
@@ -135,6 +143,7 @@ class _Run:
 
     def _refer(self) -> Reference | None:
         """What the model computes now, or ``None`` with the reason in the report."""
+        self.manager.on_stage("verification")
         try:
             return Reference.of(self.model, self.manager.probes)
         except EngineError as error:
@@ -187,10 +196,10 @@ class _Run:
 
     def _culprit(self, before: Callable[[], ir.Model], row: list[Pass], once: bool) -> tuple[tuple[str, str], str]:
         """The first change that breaks the model, found by replaying ever shorter runs; and how it breaks it."""
-        if self._failure is not None and self._failed_gate.log == []:
+        if self._failure is not None:  # it raised, so it is known already
             return self._failure, self._why
-        good, bad = 0, len(self._failed_gate.log) + (1 if self._failure is not None else 0)
-        culprit, why = self._failure or self._failed_gate.log[-1], self._why
+        good, bad = 0, len(self._failed_gate.log)
+        culprit, why = self._failed_gate.log[-1], self._why
         while bad - good > 1:
             middle = (good + bad) // 2
             self.model = before()
@@ -232,6 +241,7 @@ class _Run:
                     continue
                 if pass_.ops is not None and not editor.has_any(pass_.ops):
                     continue
+                self.manager.on_stage(pass_.name)
                 report = self._run_pass(pass_, Context(editor, gate))
                 found[id(pass_)] = _merge(found.get(id(pass_)), report)
                 if not report.changed:
@@ -257,6 +267,7 @@ class _Run:
 
     def _problem(self, row: list[Pass], once: bool) -> str | None:
         """What is wrong with the model now, if anything."""
+        self.manager.on_stage("verification")
         after = interface(self.model)
         if after != self._interface:
             return f"the interface changed from {self._interface} to {after}"

@@ -19,7 +19,7 @@ from onnxopt.graph import attribute, constant_tensor
 from onnxopt.runtime import Feeds, Session
 
 _BATCH_SIZES = (2, 1)
-_OTHER_SIZES = (5, 16, 64, 96, 128, 224, 320, 512, 1024, 4096, 16000, 48000)
+_OTHER_SIZES = (5, 16, 64, 96, 128, 224, 256, 320, 512, 1024, 4096, 16000, 48000)
 _MAX_ELEMENTS = 1 << 23
 _PASS_THROUGH = {
     "Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Expand", "Slice", "Concat",
@@ -45,16 +45,15 @@ def probe_feeds(model: ir.Model, session: Session, *, count: int = 3, seed: int 
     names = {dim for value in inputs for dim in _symbols(value)}
     batch = {dim for value in inputs for dim in list(_symbols(value, axis=0))}
     found: list[Feeds] = []
-    used: set[tuple[int, int]] = set()
+    others_tried: set[int] = set()
     failure: EngineError | None = None
-    for batch_size, other_size in _sizes(bool(batch), bool(names - batch), count):
+    for sizes, default in _assignments(batch, names - batch, count):
         if len(found) == count:
             break
-        if found and other_size in {other for _, other in used} and names - batch and len(used) < 2:
-            continue
-        sizes = {dim: batch_size if dim in batch else other_size for dim in names}
+        if len(found) == 1 and default in others_tried and names - batch:
+            continue  # the second set is worth more at another size
         try:
-            feeds = {value.name or "": _draw(value, sizes, other_size, rng) for value in inputs}
+            feeds = {value.name or "": _draw(value, sizes, default, rng) for value in inputs}
             session.run(feeds)
         except EngineError as error:
             failure = failure or error
@@ -62,7 +61,7 @@ def probe_feeds(model: ir.Model, session: Session, *, count: int = 3, seed: int 
         except _TooLarge:
             continue
         found.append(feeds)
-        used.add((batch_size, other_size))
+        others_tried.add(default)
     if not found:
         wanted = ", ".join(f"{v.name} {v.dtype.name if v.dtype else '?'} {v.shape}" for v in inputs)
         raise DataError(f"no inputs were found on which the model runs ({wanted}); give data. {failure or ''}".strip())
@@ -73,37 +72,47 @@ class _TooLarge(Exception):
     """An input would take too much memory at these sizes."""
 
 
-def _sizes(has_batch: bool, has_others: bool, count: int) -> Iterator[tuple[int, int]]:
-    if not has_others:
-        for size in (2, 1, 3) if has_batch else (1,) * count:
-            yield size, 16
-        return
-    for other in _OTHER_SIZES:
-        for batch in _BATCH_SIZES if has_batch else (1,):
-            yield batch, other
+def _assignments(batch: set[str], others: set[str], count: int) -> Iterator[tuple[dict[str, int], int]]:
+    """Sizes of the dynamic dims to try, with the size that stands for "long": first all dims alike but for
+    the batch, then one dim at a time with all others at 1, for models whose dims hang together."""
+    if not others:
+        for size in (2, 1, 3) if batch else (1,) * count:
+            yield dict.fromkeys(batch, size), 16
+    for other in _OTHER_SIZES if others else ():
+        for size in _BATCH_SIZES if batch else (1,):
+            yield {**dict.fromkeys(others, other), **dict.fromkeys(batch, size)}, other
+    for dim in sorted(others):
+        for other in _OTHER_SIZES:
+            yield {**dict.fromkeys(others | batch, 1), dim: other}, other
 
 
 def _symbols(value: ir.Value, axis: int | None = None) -> Iterator[str]:
     """The names of the dynamic dims of an input; an unnamed one is called after its place."""
     for at, dim in enumerate(value.shape or ()):
-        if not isinstance(dim, int) and (axis is None or at == axis):
+        if axis is None or at == axis:
             name = _symbol(value, at, dim)
-            if name.isidentifier() or dim.value is None:
+            if name is not None and _EXPRESSION.isdisjoint(name):
                 yield name
 
 
-def _symbol(value: ir.Value, at: int, dim: ir.SymbolicDim) -> str:
+_EXPRESSION = frozenset("+-*/()")
+
+
+def _symbol(value: ir.Value, at: int, dim: int | ir.SymbolicDim) -> str | None:
+    """The name of a dynamic dim, ``None`` of a fixed one; some exporters write −1 for "dynamic"."""
+    if isinstance(dim, int):
+        return None if dim >= 0 else f"{value.name}[{at}]"
     return dim.value or f"{value.name}[{at}]"
 
 
 def _size(value: ir.Value, at: int, dim: int | ir.SymbolicDim, sizes: dict[str, int], default: int) -> int:
-    if isinstance(dim, int):
-        return dim
     name = _symbol(value, at, dim)
+    if name is None:
+        return int(dim)  # type: ignore[arg-type]
     if name in sizes:
         return sizes[name]
     try:  # an expression such as "past + 1"
-        size = dim.evaluate(sizes)
+        size = dim.evaluate(sizes)  # type: ignore[union-attr]
     except Exception:  # a name that is no expression
         return default
     return size if isinstance(size, int) else default

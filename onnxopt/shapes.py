@@ -125,9 +125,13 @@ def _read_type(type_: onnx.TypeProto.Tensor) -> tuple[ir.DataType | None, Dims |
     dtype = ir.DataType(type_.elem_type) if type_.elem_type else None
     if not type_.HasField("shape"):
         return dtype, None
-    return dtype, tuple(
-        d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in type_.shape.dim
-    )
+    return dtype, tuple(_read_dim(dim) for dim in type_.shape.dim)
+
+
+def _read_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None  # some exporters write -1 for "dynamic"
+    return dim.dim_param or None
 
 
 def _forget_value_info(graph: onnx.GraphProto, but: Iterable[str], is_body: bool = False) -> None:

@@ -82,7 +82,7 @@ class Reference:
                 for name, a, b in zip(self.names, expected, outputs, strict=True):
                     for x, y in zip(_arrays(a), _arrays(b), strict=False):
                         if x.shape == y.shape:
-                            moved[name] = max(moved[name], _movement(x, y))
+                            moved[name] = max(moved[name], movement(x, y))
             noise.append(moved)
         return noise
 
@@ -99,7 +99,7 @@ class Reference:
             for at, feeds in enumerate(self.feeds):
                 outputs = session.run(feeds)
                 for name, expected, got in zip(self.names, self.expected[at], outputs, strict=True):
-                    text = self._compare(at, name, expected, got)
+                    text = self.departure(at, name, expected, got)
                     if text is not None:
                         found.append(Difference(name, f"on probe {at}: {text}"))
                 if found:
@@ -108,14 +108,15 @@ class Reference:
             return [Difference("", f"cannot be computed: {error}")]
         return []
 
-    def _compare(self, at: int, name: str, expected: Any, got: Any) -> str | None:
+    def departure(self, at: int, name: str, expected: Any, got: Any) -> str | None:
+        """How ``got``, an output on probe ``at``, differs from ``expected`` by more than noise, if it does."""
         wanted, given = list(_arrays(expected)), list(_arrays(got))
         if len(wanted) != len(given):
             return f"holds {len(given)} items instead of {len(wanted)}"
         for x, y in zip(wanted, given, strict=True):
             if x.dtype != y.dtype or x.shape != y.shape:
                 return f"is {y.dtype} {list(y.shape)} instead of {x.dtype} {list(x.shape)}"
-            moved = _movement(x, y)
+            moved = movement(x, y)
             floor = _FLOOR.get(x.dtype.name, 0.0)
             if moved > floor and moved > NOISE_FACTOR * self._noise[at][name]:
                 return f"moved by {moved:.2g} of its scale, the original's own noise is {self._noise[at][name]:.2g}"
@@ -136,7 +137,7 @@ def _arrays(value: Any) -> Iterator[np.ndarray[Any, Any]]:
         yield np.asarray(value)
 
 
-def _movement(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+def movement(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
     """How far ``y`` is from ``x``: the largest distance over the scale of ``x``; the share that differs for
     types without distances; infinite where NaN or infinity are in other places."""
     if x.size == 0:

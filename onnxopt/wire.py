@@ -129,9 +129,9 @@ def rewrite(
 ) -> list[Piece] | None:
     """Replace tensors of at least ``at_least`` bytes, found along ``where``.
 
-    ``replace`` gets a serialized ``TensorProto`` with its position in the outermost buffer, and
-    returns its new pieces, or ``None`` to keep it. Returns the pieces of the whole message, or ``None`` when nothing was replaced. A nested
-    message shorter than ``at_least`` is not looked into.
+    ``replace`` gets a serialized ``TensorProto`` with its position in the outermost buffer, and returns its
+    new pieces, or ``None`` to keep it. Returns the pieces of the whole message, or ``None`` when nothing was
+    replaced. A nested message shorter than ``at_least`` is not looked into.
     """
     nested = where.get(message, {})
     pieces: list[Piece] = []

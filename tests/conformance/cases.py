@@ -53,7 +53,8 @@ class Case:
         if rows and len(rows[0]) != len(names):  # some give overridable inputs too
             names = [value.name for value in proto.graph.input]
         return [
-            {name: value for name, value in zip(names, row, strict=False) if value is not None} for row in rows
+            {name: _as_fed(value) for name, value in zip(names, row, strict=False) if value is not None}
+            for row in rows
         ]
 
     @property
@@ -76,6 +77,13 @@ def cases() -> tuple[Case, ...]:
         found += [Case(path.parent.name, path) for path in sorted((DATA / folder).glob("*/model.onnx"))]
     found += [Case(path.stem, path) for path in sorted((DATA / "light").glob("*.onnx"))]
     return tuple(sorted(found, key=lambda case: case.name))
+
+
+def _as_fed(value: Any) -> Any:
+    """Arrays of rank 0 come as numpy scalars, types that numpy lacks as ``TensorProto``."""
+    if isinstance(value, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(value)
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def _required(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

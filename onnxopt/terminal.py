@@ -1,0 +1,208 @@
+"""Results as tables for people.
+
+Names in models are not ours: they are never read as markup, and what a terminal would obey is escaped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onnxopt.supervise import one_line
+
+if TYPE_CHECKING:
+    from onnxopt.catalogue import Entry, RecipeEntry
+    from onnxopt.inspection import Comparison, Costs, Inspection
+    from onnxopt.pipeline import RunReport
+
+_WIDTH = 160
+"""Columns where the output is not a terminal."""
+
+
+class _Screen:
+    """Standard output."""
+
+    def __init__(self) -> None:
+        self._console = Console(
+            markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH
+        )
+
+    def line(self, text: str = "", style: str = "", indent: int = 0) -> None:
+        """One line, which the terminal may wrap."""
+        self._console.print(Text(" " * indent + one_line(text), style), soft_wrap=True)
+
+    def text(self, text: str) -> None:
+        """Several lines as they are."""
+        for line in text.splitlines():
+            self.line(line, indent=len(line) - len(line.lstrip()))
+
+    def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> None:
+        """A table; all but the first ``text_columns`` columns are figures."""
+        table = Table(box=None, pad_edge=False, show_header=any(headings), header_style="bold")
+        for at, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if at < text_columns else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(one_line(cell)) for cell in row))
+        self._console.print(table)
+
+
+def show_optimized(
+    before: Costs, after: Costs, report: RunReport, files: Sequence[Path], seconds: float, details: bool
+) -> None:
+    """What a pipeline did to a model."""
+    screen = _Screen()
+    screen.table(["", "before", "after", "change"], _cost_rows(before, after))
+    _show_dims(screen, before)
+    screen.line()
+    if not report.changed:
+        screen.line("Nothing was changed: no pass found anything to do.", "bold")
+    for each in report.passes:
+        if each.changed or each.refusals:
+            refused = f", {len(each.refusals)} refused" if each.refusals else ""
+            screen.line(f"{each.name}: {_count(each.changed, 'change')}{refused}")
+        if details:
+            for note in each.changes:
+                screen.line(str(note), indent=4)
+            for note in each.refusals:
+                screen.line(f"refused: {note}", "dim", indent=4)
+    for name, outputs in report.fidelity.items():
+        screen.line(f"{name}: SQNR " + ", ".join(f"{output} {_decibels(db)}" for output, db in outputs.items()))
+    screen.line(f"Verification: {report.verification}", "green" if report.verified else "yellow")
+    screen.line(f"Wrote {', '.join(map(str, files))} in {seconds:.2f} s")
+
+
+def show_inspection(found: Inspection, details: bool) -> None:
+    """A model described."""
+    screen = _Screen()
+    costs = found.costs
+    weights = ", ".join(f"{name.lower()} {_bytes(size)}" for name, size in costs.weight_bytes.items())
+    rows = [
+        ("nodes", f"{costs.nodes:,}"),
+        ("parameters", f"{costs.parameters:,}"),
+        ("multiply-accumulates", _macs(costs)),
+        ("file", _bytes(costs.file_bytes)),
+        ("weights", weights or "none"),
+        ("external data", ", ".join(f"{f} ({_bytes(n)})" for f, n in found.external_files.items()) or "none"),
+        *(("input", str(value)) for value in found.inputs),
+        *(("output", str(value)) for value in found.outputs),
+        ("opsets", ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())),
+        ("IR version", str(found.ir_version)),
+        ("producer", found.producer or "not named"),
+        ("metadata", ", ".join(found.metadata) or "none"),
+        ("subgraphs", f"{found.subgraphs}, {found.subgraph_depth} deep" if found.subgraphs else "none"),
+        ("local functions", ", ".join(f"{f} ({_count(n, 'node')})" for f, n in found.functions.items()) or "none"),
+        ("quantized", ", ".join(found.quantization) or "no"),
+    ]
+    if found.cleanup is not None:
+        nodes, after = found.cleanup["nodes"], found.cleanup["after"]
+        rows.append(("cleanup", f"{nodes:,} → {after:,} nodes" if after != nodes else "finds nothing to do"))
+    screen.table(["", ""], rows, text_columns=2)
+    _show_dims(screen, costs)
+    if details and costs.macs_unknown:
+        screen.line(f"Shapes unknown: {', '.join(costs.macs_unknown)}")
+    screen.line()
+    screen.table(["operator", "nodes"], ((name, f"{n:,}") for name, n in costs.operators.items()))
+
+
+def show_comparison(found: Comparison) -> None:
+    """Two models side by side."""
+    screen = _Screen()
+    screen.table(["", "A", "B", "change"], _cost_rows(found.a.costs, found.b.costs))
+    _show_dims(screen, found.a.costs)
+    screen.line()
+    if found.outputs:
+        screen.table(
+            ["output", "", "SQNR", "largest movement", "same argmax"],
+            (
+                (
+                    each.name,
+                    "same" if each.same else f"differs: {each.text}",
+                    "" if each.movement is None else "exact" if not each.movement else _decibels(each.sqnr_db),
+                    "" if each.movement is None else f"{each.movement:.2g}",
+                    "" if each.agreement is None else f"{each.agreement:.2%}",
+                )
+                for each in found.outputs
+            ),
+            text_columns=2,
+        )
+    for text in (*found.interface, *found.notes):
+        screen.line(text, "yellow")
+    if found.latency_ratio is not None:
+        screen.line(f"Latency of B / A: {found.latency_ratio} at {_count(found.threads, 'thread')}")
+    verdict = "The outputs agree within the noise of A" if found.same else "The outputs differ"
+    screen.line(f"{verdict} ({_count(found.probes, 'probe')}).", "green" if found.same else "red")
+
+
+def show_catalogue(found: dict[str, list[Any]] | Entry | RecipeEntry) -> None:
+    """All passes and recipes, or one of them."""
+    screen = _Screen()
+    if isinstance(found, dict):
+        screen.table(
+            ["pass", "", ""],
+            ((e.name, "exact" if e.exact else "lossy", e.summary) for e in found["passes"]),
+            text_columns=3,
+        )
+        screen.line()
+        screen.table(["recipe", ""], ((e.name, e.summary) for e in found["recipes"]), text_columns=2)
+        return
+    if hasattr(found, "passes"):
+        screen.line(f"{found.name}: {found.summary}", "bold")
+        for step in found.passes:
+            screen.line(step, indent=4)
+        return
+    screen.line(f"{found.name} ({'exact' if found.exact else 'lossy'})", "bold")
+    screen.text(found.doc)
+    screen.line()
+    rows = ((o.name, o.type, o.default, o.doc) for o in found.options)
+    screen.table(["option", "type", "default", ""], rows, text_columns=4)
+
+
+def _cost_rows(before: Costs, after: Costs) -> list[tuple[str, str, str, str]]:
+    def row(name: str, a: int | None, b: int | None, show: Any = "{:,}".format) -> tuple[str, str, str, str]:
+        change = "" if a is None or b is None or a == b else f"{(b - a) / a:+.1%}" if a else "new"
+        return (name, "unknown" if a is None else show(a), "unknown" if b is None else show(b), change)
+
+    return [
+        row("nodes", before.nodes, after.nodes),
+        row("operator types", len(before.operators), len(after.operators)),
+        row("parameters", before.parameters, after.parameters),
+        row("multiply-accumulates", before.macs, after.macs),
+        row("file size", before.file_bytes, after.file_bytes, _bytes),
+    ]
+
+
+def _show_dims(screen: _Screen, costs: Costs) -> None:
+    if costs.macs is not None and costs.macs_at:
+        sizes = ", ".join(f"{name}={size}" for name, size in costs.macs_at.items())
+        screen.line(f"Multiply-accumulates are at {sizes}.", "dim")
+    if costs.macs_unknown:
+        screen.line(f"They leave out {_count(len(costs.macs_unknown), 'node')} of unknown shapes.", "dim")
+    if costs.macs_counted_once:
+        screen.line(f"They count {_count(len(costs.macs_counted_once), 'loop')} of unknown length once.", "dim")
+
+
+def _macs(costs: Costs) -> str:
+    return "unknown" if costs.macs is None else f"{costs.macs:,}"
+
+
+def _decibels(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} dB"
+
+
+def _bytes(size: int | None) -> str:
+    if size is None:
+        return "unknown"
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.2f} {unit}"
+    return f"{size} B"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

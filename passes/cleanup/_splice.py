@@ -1,0 +1,125 @@
+"""Move the content of one graph into another: what inlining an If and inlining a function have in common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnxopt.graph import Editor, bodies
+
+
+def renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """The same data under another name; ``tensor`` may belong to other models too and keeps its own."""
+    doc, metadata = tensor.doc_string, dict(tensor.metadata_props)
+    if isinstance(tensor, ir.ExternalTensor):
+        return ir.ExternalTensor(
+            tensor.location, tensor.offset, tensor.length, tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=tensor.base_dir,
+            doc_string=doc, metadata_props=metadata,
+        )  # fmt: skip
+    if tensor.dtype == ir.DataType.STRING:
+        strings = [bytes(item) for item in tensor.string_data()]  # type: ignore[attr-defined]
+        return ir.StringTensor(
+            strings, shape=ir.Shape(tensor.shape.numpy()), name=name, doc_string=doc, metadata_props=metadata
+        )
+    return ir.Tensor(
+        tensor.numpy(), tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name,
+        doc_string=doc, metadata_props=metadata,
+    )  # fmt: skip
+
+
+def rename(value: ir.Value, name: str) -> None:
+    """Give ``value`` another name without touching a tensor that other models share."""
+    if value.name == name:
+        return
+    tensor = value.const_value
+    value.const_value = None
+    value.name = name
+    value.const_value = None if tensor is None else renamed(tensor, name)
+
+
+def named_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Every value that ``graph`` itself defines under a name: inputs, initializers, outputs of nodes."""
+    yield from (v for v in graph.inputs if v.name)
+    yield from (v for v in graph.initializers.values() if not v.is_graph_input())
+    for node in graph:
+        yield from (v for v in node.outputs if v.name)
+
+
+class Names:
+    """How many values bear each name: sibling bodies may use the same, nested scopes must not."""
+
+    def __init__(self, editor: Editor) -> None:
+        self._editor = editor
+        self._count = Counter(v.name for graph in editor.graphs() for v in named_values(graph))
+
+    def forget(self, graph: ir.Graph) -> None:
+        """``graph`` and the bodies in it are about to vanish."""
+        for value in named_values(graph):
+            self._count[value.name] -= 1
+        for node in graph:
+            for body in bodies(node):
+                self.forget(body)
+
+    def moved(self, name: str) -> str:
+        """The name for a value that leaves its scope: its own if nobody else has it."""
+        if self._count[name] > 1:
+            self._count[name] -= 1
+            name = self._editor.fresh(name)
+            self._count[name] = 1
+        return name
+
+
+def splice(
+    editor: Editor, source: ir.Graph, before: ir.Node, name: Callable[[str], str]
+) -> dict[ir.Value, ir.Value]:
+    """Move initializers and nodes of ``source`` in front of ``before``, each value named by ``name``.
+
+    Returns what replaces the initializers that had to become Constant nodes, in a local function.
+    """
+    target = before.graph
+    assert target is not None
+    source.outputs.clear()
+    replaced: dict[ir.Value, ir.Value] = {}
+    for value in list(source.initializers.values()):
+        assert value.name is not None
+        assert value.const_value is not None
+        del source.initializers[value.name]
+        rename(value, name(value.name))
+        if editor.in_function(before):
+            constant = editor.insert(before, "Constant", [], {"value": value.const_value}, name="")
+            value.replace_all_uses_with(constant)
+            replaced[value] = constant
+        else:
+            target.register_initializer(value)
+    nodes = tuple(source)
+    source.remove(nodes)
+    for node in nodes:
+        for output in node.outputs:
+            if output.name:
+                rename(output, name(output.name))
+    target.insert_before(before, nodes)
+    return replaced
+
+
+def connect(
+    editor: Editor, node: ir.Node, results: Sequence[ir.Value | None], fresh: Mapping[ir.Value, object]
+) -> None:
+    """Let ``results`` stand where the outputs of ``node`` stood.
+
+    Of these, ``fresh`` ones may take over the name of an output; others only hand their data on, through an
+    Identity if an output of the graph is to bear it.
+    """
+    taken: set[ir.Value] = set()
+    for old, new in zip(node.outputs, results, strict=False):
+        if new is None or (not old.uses() and not old.is_graph_output()):
+            continue
+        if new in fresh and new not in taken:
+            editor.take_over(old, new)
+        elif old.is_graph_output():
+            editor.take_over(old, editor.insert(node, "Identity", [new], name=""))
+        else:
+            editor.redirect(old, new)
+        taken.add(new)
