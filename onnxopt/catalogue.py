@@ -8,6 +8,7 @@ import inspect
 import sys
 import textwrap
 from dataclasses import dataclass
+from itertools import pairwise
 
 from onnxopt import recipes
 from onnxopt.pass_base import Pass
@@ -53,7 +54,8 @@ def entry(pass_: type[Pass]) -> Entry:
     """One pass; its documentation is that of its module."""
     module = sys.modules[pass_.__module__]
     summary = inspect.cleandoc(pass_.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
-    return Entry(pass_.name, pass_.exact, summary, inspect.cleandoc(module.__doc__ or pass_.__doc__ or ""), options(pass_))
+    doc = inspect.cleandoc(module.__doc__ or pass_.__doc__ or "")
+    return Entry(pass_.name, pass_.exact, summary, doc, options(pass_))
 
 
 def options(pass_: type[Pass]) -> list[Option]:
@@ -78,7 +80,7 @@ def _field_docs(holder: type) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     statements = body.body if isinstance(body, ast.ClassDef) else []
-    for field, text in zip(statements, statements[1:], strict=False):
+    for field, text in pairwise(statements):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
             if isinstance(text.value, ast.Constant) and isinstance(text.value.value, str):
                 found[field.target.id] = inspect.cleandoc(text.value.value).replace("\n", " ")

@@ -10,15 +10,12 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnxopt.errors import OnnxoptError, OptionError, OutputError, PassError
 from onnxopt.supervise import CHECK_FAILED, DONE, ENGINE_FAILED, READER_GONE, USER_ERROR, Stage, one_line
-
-if TYPE_CHECKING:
-    from onnxopt.inspection import Costs
-    from onnxopt.pass_base import Pass
 
 PREVIEW_NODES = 2_000
 """Up to this size ``inspect`` tries the recipe ``cleanup`` unasked: it then takes less than a second."""
@@ -212,7 +209,9 @@ def _passes(stage: Stage, *, name: str | None, as_json: bool, verbose: int) -> i
     return DONE
 
 
-_COMMANDS = {"optimize": _optimize, "inspect": _inspect, "compare": _compare, "passes": _passes}
+_COMMANDS: dict[str, Callable[..., int]] = {
+    "optimize": _optimize, "inspect": _inspect, "compare": _compare, "passes": _passes
+}  # fmt: skip
 
 
 def _print(show: Any, *arguments: Any) -> None:

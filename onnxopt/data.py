@@ -157,5 +157,6 @@ def _rank(value: ir.Value) -> int | None:
 def _describe(value: ir.Value) -> str:
     dtype = value.dtype
     name = str(dtype.numpy()) if dtype is not None and dtype != ir.DataType.STRING else "string"
-    dims = "?" if value.shape is None else ",".join(str(d if isinstance(d, int) else d.value or "?") for d in value.shape)
-    return f"{name}[{dims}]"
+    if value.shape is None:
+        return f"{name} of any rank"
+    return f"{name}[{','.join(str(d if isinstance(d, int) else d.value or '?') for d in value.shape)}]"

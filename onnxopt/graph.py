@@ -185,20 +185,22 @@ class Editor:
             self._index.setdefault(op, []).append(node)
         return node.outputs[0]
 
-    def add_constant(self, user: ir.Node, array: np.ndarray[Any, Any] | ir.TensorProtocol, name: str) -> ir.Value:
+    def add_constant(
+        self, user: ir.Node, array: np.ndarray[Any, Any] | np.generic | ir.TensorProtocol, name: str
+    ) -> ir.Value:
         """A new constant that ``user`` may read: an initializer of its graph, named after ``name``.
 
         In a local function, which has no initializers, it is a Constant node in front of ``user``.
         """
-        tensor = ir.tensor(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
-        if isinstance(array, np.ndarray) and array.ndim == 0:
-            tensor = ir.tensor(array)
+        tensor = ir.tensor(np.asarray(array, order="C")) if isinstance(array, np.ndarray | np.generic) else array
         if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32):
             self._facts_may_improve = True
         if self.in_function(user):
             return self.insert(user, "Constant", [], {"value": tensor}, name="")
         graph = user.graph
         assert graph is not None
+        if self.model.ir_version < 4:
+            self.separate_initializers()
         fresh = self.fresh(name)
         tensor.name = fresh
         value = ir.Value(
@@ -206,6 +208,22 @@ class Editor:
         )
         graph.register_initializer(value)
         return value
+
+    def separate_initializers(self) -> int:
+        """Raise an IR version below 4 to 4, in which initializers are no inputs; returns how many were.
+
+        Below 4 each had to be listed as an input, also one that a pass adds, and bodies could hold none.
+        ONNX Runtime lets nobody override them there, so the interface stays.
+        """
+        if self.model.ir_version >= 4:
+            return 0
+        dropped = 0
+        for graph in self.graphs():
+            kept = [value for value in graph.inputs if not value.is_initializer()]
+            dropped += len(graph.inputs) - len(kept)
+            graph.inputs[:] = kept
+        self.model.ir_version = 4
+        return dropped
 
     def take_over(self, old: ir.Value, new: ir.Value) -> None:
         """Let ``new``, fresh from ``insert``, stand wherever ``old`` stood, under the name of ``old``."""

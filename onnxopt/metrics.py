@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxopt import guard
-from onnxopt.model import graphs, source_of, tensors
+from onnxopt.model import source_of, tensors
 
 
 def reachable_graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -59,8 +59,9 @@ def nodes(model: ir.Model) -> int:
 
 def parameters(model: ir.Model) -> int:
     """The number of elements of all tensors stored in the model, one that is shared counted once."""
-    sparse = (math.prod(tensor.values.dims) for tensor in _sparse(model))
-    return sum(tensor.size for tensor in _stored(model)) + sum(sparse)
+    sparse = sum(int(math.prod(tensor.values.dims)) for tensor in _sparse(model))
+    dense = sum(int(tensor.size) for tensor in _stored(model))
+    return dense + sparse
 
 
 def weights(model: ir.Model) -> dict[str, int]:

@@ -266,8 +266,7 @@ def _from_owned_proto(proto: onnx.ModelProto, origin: str) -> ir.Model:
     try:
         model = ir.from_proto(proto)
     except Exception as error:
-        reason = error.__cause__ or error
-        raise ModelError(f"{origin} is not a valid model: {reason}") from error
+        raise ModelError(f"{origin} is not a valid model: {_root(error)}") from error
     finally:
         if collecting:
             gc.enable()
@@ -278,8 +277,43 @@ def _from_owned_proto(proto: onnx.ModelProto, origin: str) -> ir.Model:
             if name in declared:
                 value.meta[_DECLARED] = True
     model.graph.meta[_ASIDE] = aside
+    _check_sizes(model, origin)
     _check_structure(model, origin)
     return model
+
+
+def _root(error: BaseException) -> BaseException:
+    """What went wrong first: onnx-ir wraps errors at every level, and fails itself while it words some."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error
+
+
+def _check_sizes(model: ir.Model, origin: str) -> None:
+    """Refuse tensors that do not hold as much as their dims say."""
+    for tensor in tensors(model):
+        if not isinstance(tensor, ir.TensorProtoTensor):
+            continue
+        proto = tensor.raw
+        if any(dim < 0 for dim in proto.dims):
+            raise ModelError(f"{origin}: the tensor {tensor.name!r} has a negative dim: {list(proto.dims)}")
+        if proto.HasField("raw_data"):
+            wanted, found, unit = tensor.nbytes, len(proto.raw_data), "bytes"
+        else:
+            wanted, unit = tensor.size, "elements"
+            found = max(len(getattr(proto, field)) for field in _TYPED_DATA)
+            if tensor.dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+                found //= 2
+            elif tensor.dtype.itemsize < 1:  # several to an element of int32_data, one to a byte of it
+                wanted = tensor.nbytes
+        if found != wanted:
+            raise ModelError(
+                f"{origin}: the tensor {tensor.name!r} should hold {wanted} {unit} ({tensor.dtype.name} "
+                f"{list(proto.dims)}), it holds {found}"
+            )
+
+
+_TYPED_DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
 def _check_structure(model: ir.Model, origin: str) -> None:

@@ -89,14 +89,16 @@ class Match:
         if dtype == ir.DataType.DOUBLE and not double:
             raise Refuse(f"ONNX Runtime runs {op} in double slowly or not at all")
         allowed = onnx.defs.get_schema(op, have).type_constraints[0].allowed_type_strs
-        if f"tensor({dtype.name.lower()})" not in allowed or not dtype.is_floating_point():
+        if not dtype.is_floating_point():
+            raise Refuse(f"it computes in {dtype.name.lower()}, {op} in floats")
+        if f"tensor({dtype.name.lower()})" not in allowed:
             raise Refuse(f"{op} of opset {have} does not take {dtype.name.lower()}")
 
     def insert(
         self, op: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, AttributeValue] | None = None
     ) -> ir.Value:
-        """A new node in front of the root, which it takes its name and metadata from."""
-        return self.editor.insert(self.root, op, inputs, attributes)
+        """A new node in front of the root, with the root's metadata; the last one also gets its name."""
+        return self.editor.insert(self.root, op, inputs, attributes, name="")
 
     def constant(self, array: np.ndarray[Any, Any], name: str) -> ir.Value:
         """A new constant that the replacement may read."""
@@ -219,8 +221,15 @@ class _Matcher:
         return got is not None and (wanted is None or _close(got, wanted, tensor.dtype))
 
     def _is_closed(self, state: _State) -> bool:
-        """Whether nobody but matched nodes reads what is going to disappear."""
+        """Whether nobody but matched nodes reads what is going to disappear, the replacement included."""
         nodes = self._nodes(state)
+        if any(value.producer() in nodes for value in state.values.values()):
+            return False
+        for pattern, value in state.calls.items():
+            node = value.producer()
+            further = node.inputs[len(pattern.inputs) :] if node is not None else ()
+            if any(given is not None and given.producer() in nodes for given in further):
+                return False
         for node in nodes:
             for output in node.outputs:
                 if output is self.root.outputs[0]:
@@ -302,6 +311,8 @@ class Rule:
             editor.take_over(root.outputs[0], new)
             _remove(match.nodes, editor)
             producer = new.producer()
+            if producer is not None:
+                producer.name = root.name  # only now: ONNX Runtime refuses two nodes of one name
             count = len(match.nodes)
             return f"{count} node{'s' if count > 1 else ''} became {producer.op_type if producer else 'a value'}"
         return None

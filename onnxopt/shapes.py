@@ -29,12 +29,15 @@ class Facts:
         self._model = model
         self._dtypes: dict[ir.Value, ir.DataType | None] = {}
         self._shapes: dict[ir.Value, Dims | None] = {}
+        self._retried: set[ir.Value] = set()
         self.infer()
 
     def shape(self, value: ir.Value) -> Dims | None:
         """The dims of ``value``; ``None`` if not even the rank is known."""
         if value not in self._shapes:
             self._look_up(value)
+        elif self._shapes[value] is None and value not in self._retried:
+            self._retry(value)
         return self._shapes[value]
 
     def dtype(self, value: ir.Value) -> ir.DataType | None:
@@ -64,6 +67,7 @@ class Facts:
             inferred = proto
         self._shapes.clear()
         self._dtypes.clear()
+        self._retried.clear()
         self._read(self._model.graph, inferred.graph)
 
     def _read(self, graph: ir.Graph, proto: onnx.GraphProto) -> None:
@@ -96,6 +100,13 @@ class Facts:
         if tensor is not None:
             self.learn(value, tensor.dtype, tuple(tensor.shape.numpy()))
         elif (node := value.producer()) is not None and node.domain == "":
+            self._infer_node(node)
+
+    def _retry(self, value: ir.Value) -> None:
+        """Inside a body, onnx does not see the constants of the graphs around it, such as axes; we do."""
+        self._retried.add(value)
+        node = value.producer()
+        if node is not None and node.graph is not self._model.graph and node.domain == "":
             self._infer_node(node)
 
     def _infer_node(self, node: ir.Node) -> None:

@@ -52,10 +52,8 @@ class Stage:
             self._connection.recv()
 
 
-class Work(Protocol):
-    """What a command does; returns an exit code, raises nothing, can be pickled."""
-
-    def __call__(self, stage: Stage, **options: Any) -> int: ...
+Work = Callable[..., int]
+"""What is done with a ``Stage`` and options; returns an exit code, raises nothing, can be pickled."""
 
 
 @dataclass(frozen=True)
@@ -311,7 +309,7 @@ def _spawned(work: Work, options: dict[str, Any], connection: Connection) -> Non
     sys.exit(_in_child(work, options, connection))
 
 
-def _in_child(work: Callable[..., int], options: dict[str, Any], connection: Connection) -> int:
+def _in_child(work: Work, options: dict[str, Any], connection: Connection) -> int:
     if hasattr(os, "fork"):
         import resource
 

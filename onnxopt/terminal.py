@@ -25,11 +25,16 @@ _WIDTH = 160
 """Columns where the output is not a terminal."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704  called while the error is handled, where rich itself would end the process
+
+
 class _Screen:
     """Standard output."""
 
     def __init__(self) -> None:
-        self._console = Console(
+        self._console = _Console(
             markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH
         )
 

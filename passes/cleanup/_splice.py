@@ -82,6 +82,7 @@ def splice(
     target = before.graph
     assert target is not None
     source.outputs.clear()
+    editor.outdate_facts()  # out here more is known of what the nodes read
     replaced: dict[ir.Value, ir.Value] = {}
     for value in list(source.initializers.values()):
         assert value.name is not None

@@ -1,9 +1,9 @@
 """Fold a scale or a shift by constants into the weights of the layer before or behind it.
 
-``Mul``, ``Div``, ``Add``, ``Sub`` by one number, or by one for each channel, and ``Neg`` are ``s · x + t``, which a
-``Conv``, ``ConvTranspose``, ``Gemm``, or ``MatMul`` with the ``Add`` behind it takes into its weights (see ``linear.py``).
-Into the layer before it, that is always exact; into the one behind it, a shift only where no padding stands
-between.
+``Mul``, ``Div``, ``Add``, ``Sub`` by one number, or by one for each channel, and ``Neg`` are ``s · x + t``, which
+a ``Conv``, ``ConvTranspose``, ``Gemm``, or ``MatMul`` with the ``Add`` behind it takes into its weights
+(``linear.py``). Into the layer before it, that is always exact; into the one behind it, a shift only where no
+padding stands between.
 
 ``Mul(Add(MatMul(x, w), b), 0.125)``  →  ``Add(MatMul(x, 0.125 w), 0.125 b)``
 """

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
-from onnxopt.passes.cleanup.linear import Array, layer_behind, layer_before
+from onnxopt.passes.cleanup.linear import Array, Layer, layer_before, layer_behind
 from onnxopt.passes.cleanup.operands import discard, is_read
 
 
@@ -41,7 +41,7 @@ class FoldBatchNorm(NodePass):
                 raise Refuse(f"the output of {layer.node.op_type} is read elsewhere too")
             if found[0].size != layer.channels_out:
                 return None
-            return self._fold_before(node, *found, editor)
+            return self._into_before(node, layer, *found, editor)
         if behind is not None and behind.rank is not None and behind.channel_axis == 1 - behind.rank:
             scale, shift = _scale_and_shift(node, editor)
             if behind.pads and shift.any():
@@ -60,9 +60,7 @@ class FoldBatchNorm(NodePass):
         return None
 
     @staticmethod
-    def _fold_before(node: ir.Node, scale: Array, shift: Array, editor: Editor) -> str | None:
-        layer = layer_behind(node.inputs[0], editor)
-        assert layer is not None
+    def _into_before(node: ir.Node, layer: Layer, scale: Array, shift: Array, editor: Editor) -> str | None:
         old = node.inputs[1:]
         op = layer.node.op_type
         if op == "MatMul" and layer.adding is None and shift.any():

@@ -11,6 +11,7 @@ that vanish take themselves, plus ``max_growth`` for the model as a whole: a Con
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -88,6 +89,7 @@ class _Plan:
 
     def __post_init__(self) -> None:
         foldable = self._foldable()
+        self._order = {node: at for at, node in enumerate(foldable)}
         budget = self.max_growth
         demanded: set[ir.Value] = set()
         for node in reversed(foldable):
@@ -157,23 +159,32 @@ class _Plan:
         shape, dtype = self.editor.static_shape(value), self.editor.dtype(value)
         own = 0.0 if shape is None or dtype is None else math.prod(shape) * dtype.itemsize
         own += 24 + len(value.name or "")
-        freed = 0.0
-        todo, seen = [value], {value}
-        while todo and freed < own + 1:
-            node = todo.pop().producer()
-            if node is None:
-                continue
-            freed += _NODE_BYTES + len(node.name or "")
+        producer = value.producer()
+        assert producer is not None
+        dying: set[ir.Node] = {producer}
+        freed = float(_NODE_BYTES + len(producer.name or ""))
+        heap = [(-self._order[producer], producer)]
+        while heap and freed < own + 1 and len(dying) < _MAX_CONE:  # from the last node backwards
+            node = heapq.heappop(heap)[1]
             for source in dict.fromkeys(node.inputs):
-                if source is None or source in seen or any(use.node is not node for use in source.uses()):
+                if source is None or any(use.node not in dying for use in source.uses()):
                     continue
-                seen.add(source)
-                tensor = constant_tensor(source)
-                if tensor is not None:
+                if (tensor := constant_tensor(source)) is not None:
                     freed += tensor.nbytes + 24 + len(source.name or "")
-                todo.append(source)
+                maker = source.producer()
+                if maker in self._order and maker not in dying and _only_feeds(maker, dying):
+                    dying.add(maker)
+                    freed += _NODE_BYTES + len(maker.name or "")
+                    heapq.heappush(heap, (-self._order[maker], maker))
         return own - freed
 
+
+def _only_feeds(node: ir.Node, nodes: set[ir.Node]) -> bool:
+    return all(use.node in nodes for value in node.outputs for use in value.uses())
+
+
+_MAX_CONE = 1000
+"""So many nodes are searched for what dies with a folded value."""
 
 _MULTIPLIERS = frozenset({
     "ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Upsample", "EyeLike"

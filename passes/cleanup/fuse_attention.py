@@ -2,8 +2,8 @@
 
 ``softmax(Q·Kᵀ·s + M)·V`` for queries, keys and values (batch, heads, length, size) and an additive mask ``M``, which
 is what ``Attention`` computes by definition. The scale may stand before or after the first product. Exact, up to
-rounding, where all have the same batch and heads, and the mask says something of every key: a shorter mask
-means another thing to ``Attention``. It needs opset 23.
+rounding, where all have the same batch and heads. The mask must name every key, for a shorter one means another
+thing to ``Attention``, and every query, for ONNX Runtime 1.32 does not spread it. It needs opset 23.
 
     Transpose(k) → MatMul(q) → Mul(s) → Add(M) → Softmax → MatMul(v)   becomes   Attention(q, k, v, M)
 
@@ -48,6 +48,10 @@ def _takes_matrices(perm: object) -> bool:
     return isinstance(perm, list | tuple) and sorted(perm) == [0, 1, 2, 3]
 
 
+def _is_last(axis: object) -> bool:
+    return axis is None or axis in (-1, 3)
+
+
 @rule(
     lambda op, q, k, v, mask: op.MatMul(op.Softmax(op.Add(_scores(op, q, k), mask), axis=_is_last), v),
     lambda op, q, k, v: op.MatMul(op.Softmax(_scores(op, q, k), axis=_is_last), v),
@@ -70,14 +74,13 @@ def _attention(match: Match) -> ir.Value | None:
     if "mask" in match.values:
         _check_mask(editor.shape(match["mask"]), (*q[:3], k[2]))
         inputs.append(match["mask"])
+    scale = _scale(match)
+    if scale <= 0:
+        raise Refuse(f"its scale of {scale} is not positive")  # Attention spreads its root over both operands
     keys = match["k"]
     if order != [0, 1, 2, 3]:
         keys = editor.insert(match.root, "Transpose", [keys], {"perm": order}, like=transpose)
-    return match.insert("Attention", [match["q"], keys, *inputs], {"scale": _scale(match)})
-
-
-def _is_last(axis: object) -> bool:
-    return axis is None or axis in (-1, 3)
+    return match.insert("Attention", [match["q"], keys, *inputs], {"scale": scale})
 
 
 def _scale(match: Match) -> float:
@@ -94,9 +97,9 @@ def _check_mask(mask: Dims | None, scores: Dims) -> None:
     if mask is None or not 2 <= len(mask) <= 4:
         raise Refuse("its mask is not known to have rank 2 to 4")
     wanted = scores[-len(mask) :]
-    if mask[-1] is None or mask[-1] != wanted[-1]:
-        raise Refuse(f"its mask of shape {list(mask)} is not known to cover all keys of {list(scores)}")
-    for dim, over in zip(mask[:-1], wanted[:-1], strict=True):
+    if None in mask[-2:] or mask[-2:] != wanted[-2:]:
+        raise Refuse(f"its mask of shape {list(mask)} is not known to name every query and key of {list(scores)}")
+    for dim, over in zip(mask[:-2], wanted[:-2], strict=True):
         if dim != 1 and (dim is None or dim != over):
             raise Refuse(f"its mask of shape {list(mask)} may enlarge scores of shape {list(scores)}")
 

@@ -25,6 +25,11 @@ from onnxopt.rewrite import Match, RewritePass, Rule, rule
 from onnxopt.shapes import Dim
 
 
+def _swaps(perm: Sequence[int] | None) -> bool:
+    """Whether a permutation is the transposition of a matrix; without one the order of axes is reversed."""
+    return perm is None or list(perm) == [1, 0]
+
+
 @rule(lambda op, x, w, c: op.Add(op.MatMul(x, w), c))
 def _matmul_add(match: Match) -> ir.Value | None:
     editor = match.editor
@@ -68,11 +73,6 @@ def _matmul_of_transposed(match: Match) -> ir.Value | None:
         raise Refuse(f"Gemm without a term to add needs opset 11, the model has {editor.opset(root)}")
     flag = "transA" if root.inputs[0] is not match["x"] else "transB"
     return _gemm(match, [match["x"], match["w"]], {flag: 1})
-
-
-def _swaps(perm: Sequence[int] | None) -> bool:
-    """Whether a permutation is the transposition of a matrix; without one the order of axes is reversed."""
-    return perm is None or list(perm) == [1, 0]
 
 
 def _options(gemm: ir.Node) -> dict[str, AttributeValue]:

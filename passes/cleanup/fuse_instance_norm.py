@@ -33,7 +33,7 @@ _OP = "InstanceNormalization"
 
 @rule(
     lambda op, x, scale, bias: op.Add(op.Mul(standardized(op, x), scale), bias),
-    lambda op, x, scale, bias: folded_affine(op, x, scale, bias),
+    folded_affine,
 )
 def _instance_norm(match: Match) -> ir.Value | None:
     shape, axes = match.editor.shape(match["x"]), normalized_axes(match)

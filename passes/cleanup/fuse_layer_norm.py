@@ -60,7 +60,7 @@ def _cast_inside(op: Op, x: Pattern) -> Pattern:
 @rule(
     lambda op, x, scale, bias: op.Add(op.Mul(_standardized(op, x), scale), bias),
     lambda op, x, scale, bias: op.Add(op.Mul(_cast_inside(op, x), scale), bias),
-    lambda op, x, scale, bias: folded_affine(op, x, scale, bias),
+    folded_affine,
 )
 def _with_scale_and_bias(match: Match) -> ir.Value:
     return _fuse(match, ("scale", "bias"))
@@ -88,7 +88,7 @@ def _fuse(match: Match, names: tuple[str, ...]) -> ir.Value:
     if match.editor.dtype(x) != dtype:
         if dtype != ir.DataType.FLOAT:
             raise Refuse("its casts make the element type narrower")
-        x = match.editor.insert(match.root, "Cast", [x], {"to": dtype.value}, name="")
+        x = match.insert("Cast", [x], {"to": dtype.value})
     if ones is not None:
         given = [match.constant(ones, f"{match.root.outputs[0].name}_scale")]
     else:

@@ -23,11 +23,19 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute, constant_tensor, sole_reader
 from onnxopt.pass_base import Refuse
-from onnxopt.passes.cleanup.operands import discard, input_at, numbers
+from onnxopt.passes.cleanup.operands import input_at, numbers, write_constant
 
 Array = np.ndarray[Any, Any]
 
-FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+PRECISION = {
+    ir.DataType.FLOAT16: (10, 15),
+    ir.DataType.BFLOAT16: (7, 127),
+    ir.DataType.FLOAT: (23, 127),
+    ir.DataType.DOUBLE: (52, 1023),
+}
+"""Of each type of floats: binary places behind the leading one, and the largest exponent."""
+
+FLOATS = frozenset(PRECISION)
 
 NODE_BYTES = 64
 """About what a node takes in the file: a new constant may be larger than the old ones by so much."""
@@ -218,24 +226,22 @@ class Layer:
 
     def put(self, weight: Array, bias: Array | None, editor: Editor) -> None:
         """Give the layer other weights, which ``fitted`` has passed."""
-        new = editor.add_constant(self.node, weight, self.weight.name or "weight")
-        self.node.replace_input_with(1, new)
-        if bias is not None:
-            self._put_bias(bias, editor)
-        discard(self.weight, self.bias)
-
-    def _put_bias(self, bias: Array, editor: Editor) -> None:
-        name = (self.bias.name if self.bias is not None else None) or f"{self.node.name or self.node.op_type}_bias"
-        holder = self.adding or self.node
-        new = editor.add_constant(holder, bias, name)
-        if self.adding is not None:
-            at = next(at for at, value in enumerate(holder.inputs) if value is self.bias)
-            holder.replace_input_with(at, new)
+        write_constant(self.weight, weight, editor)
+        if bias is None:
             return
-        holder.resize_inputs(3)
-        holder.replace_input_with(2, new)
-        if holder.op_type == "Gemm":
-            holder.attributes.pop("beta", None)
+        if self.bias is not None and len(self.bias.uses()) == 1 and not self.bias.is_graph_output():
+            write_constant(self.bias, bias, editor)
+        else:
+            holder = self.adding or self.node
+            name = (self.bias.name if self.bias is not None else None) or f"{holder.name or holder.op_type}_bias"
+            new = editor.add_constant(holder, bias, name)
+            if self.adding is None:
+                holder.resize_inputs(3)
+                holder.replace_input_with(2, new)
+            else:
+                holder.replace_input_with(1 if holder.inputs[1] is self.bias else 0, new)
+        if self.node.op_type == "Gemm":
+            self.node.attributes.pop("beta", None)
 
 
 def layer_behind(value: ir.Value | None, editor: Editor) -> Layer | None:
@@ -322,12 +328,9 @@ def _rounded(array: Array, dtype: ir.DataType, op: str) -> Array:
         rounded = array.astype(dtype.numpy())
         back = rounded.astype(np.float64)
         lost, largest = np.max(np.abs(back - array), initial=0.0), np.max(np.abs(array), initial=0.0)
-    if not np.isfinite(back).all() or lost > largest * 2.0 ** -_SIGNIFICAND[dtype]:
+    if not np.isfinite(back).all() or lost > largest * 2.0 ** -PRECISION[dtype][0]:
         raise Refuse(f"the weights of {op} would leave the range of {dtype.name}")
     return rounded
-
-
-_SIGNIFICAND = {ir.DataType.FLOAT16: 10, ir.DataType.BFLOAT16: 7, ir.DataType.FLOAT: 23, ir.DataType.DOUBLE: 52}
 
 
 def spare_bytes(values: Iterable[ir.Value | None]) -> int:

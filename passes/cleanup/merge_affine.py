@@ -12,13 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import Editor, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
-from onnxopt.passes.cleanup.linear import FLOATS, NODE_BYTES, Affine, Array, affine, spare_bytes
+from onnxopt.passes.cleanup.linear import NODE_BYTES, PRECISION, Affine, Array, affine, spare_bytes
 from onnxopt.passes.cleanup.operands import discard
 
 
@@ -43,12 +42,13 @@ class MergeAffine(NodePass):
             steps.append((at, step))
             at = step.source.producer()
         dtype = editor.dtype(node.outputs[0])
-        if len(steps) < 2 or dtype not in FLOATS or dtype is None:
+        if len(steps) < 2 or dtype is None or dtype not in PRECISION:
             return None
         scale, shift = np.ones(()), np.zeros(())
         scales, shifts = [scale], [shift]
         for _, step in reversed(steps):
-            scale, shift = scale * step.scale, shift * step.scale + step.shift
+            scale = np.asarray(scale * step.scale)
+            shift = np.asarray(shift * step.scale + step.shift)
             scales.append(scale)
             shifts.append(shift)
         parts = _parts(scale, shift)
@@ -83,12 +83,14 @@ def _parts(scale: Array, shift: Array) -> list[tuple[str, Array]]:
 
 def _check_precision(scales: list[Array], shifts: list[Array], dtype: ir.DataType) -> None:
     """Refuse chains whose steps are so large or small that their rounding matters."""
-    limits = ml_dtypes.finfo(dtype.numpy())
-    low, high = float(limits.tiny) ** 0.5, float(limits.max) ** 0.5
+    places, exponent = PRECISION[dtype]
     for array in scales:
         sizes = np.abs(array[array != 0])
-        if sizes.size and not (low <= sizes.min() and sizes.max() <= high):
+        if sizes.size and not (2.0 ** (-exponent / 2) <= sizes.min() and sizes.max() <= 2.0 ** (exponent / 2)):
             raise Refuse("its steps leave the range in which floats are precise")
-    largest = max(float(np.max(np.abs(array), initial=0.0)) for array in shifts)
-    if largest > max(1.0, float(np.max(np.abs(shifts[-1]), initial=0.0))) / float(limits.eps) / 64:
+    if max(map(_size, shifts)) > max(1.0, _size(shifts[-1])) * 2.0**places / 64:
         raise Refuse("its steps cancel, so that it may round on purpose")
+
+
+def _size(array: Array) -> float:
+    return float(np.max(np.abs(array), initial=0.0))

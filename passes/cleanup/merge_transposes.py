@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxopt.graph import Editor, attribute, sole_reader
+from onnxopt.graph import Editor, sole_reader
 from onnxopt.pass_base import NodePass
 from onnxopt.passes.cleanup.operands import is_read, permutation, put_numbers
 
@@ -55,4 +55,4 @@ class MergeTransposes(NodePass):
 
 
 def _has_perm(node: ir.Node) -> bool:
-    return attribute(node, "perm", ()) != ()
+    return "perm" in node.attributes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -236,6 +237,19 @@ def keeps_order(perm: Sequence[int], dims: Dims | None) -> bool:
     """Whether a transposition moves no dims but those of size 1, so that no element moves in memory."""
     kept = [p for p in perm if dims is None or dims[p] != 1]
     return kept == sorted(kept)
+
+
+def write_constant(value: ir.Value, array: np.ndarray[Any, Any], editor: Editor) -> None:
+    """Let a constant that has one reader hold other numbers, under its name."""
+    tensor = ir.tensor(array, name=value.name)
+    node = value.producer()
+    if node is not None:
+        node.attributes.clear()
+        node.attributes["value"] = ir.AttrTensor("value", tensor)
+    else:
+        value.const_value = tensor
+        value.shape, value.type = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+    editor.facts.learn(value, tensor.dtype, tuple(int(d) for d in array.shape))
 
 
 def discard(*values: ir.Value | None) -> None:

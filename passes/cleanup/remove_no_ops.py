@@ -85,7 +85,7 @@ def _same_shape(node: ir.Node, editor: Editor) -> bool:
 def _dropout(node: ir.Node, editor: Editor) -> bool:
     training = input_at(node, 2)
     if editor.opset(node) < 7:
-        return attribute(node, "is_test", 0) == 1
+        return bool(attribute(node, "is_test", 0) == 1)
     if editor.opset(node) < 12 or training is None:
         return True
     constant = editor.constant(training)

@@ -33,7 +33,7 @@ tried: Counter[str] = Counter()
 """How many graphs were made, and how many of them ONNX Runtime or the checker would not take."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sample:
     """A model, inputs for it, and what it computes on them."""
 

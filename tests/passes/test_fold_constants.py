@@ -128,3 +128,15 @@ def test_negative_growth_is_refused() -> None:
         FoldConstants(max_growth=-1)
 
 
+
+
+def test_a_weight_cut_up_and_put_together_again_is_freed_as_a_whole() -> None:
+    """Exporters reorder the gates of an LSTM so: three slices of one weight, concatenated."""
+    body = """g (float[N, 64] x) => (float[N, 96] y) {
+        a = Slice(w, i0, i32, i0) b = Slice(w, i32, i64, i0) c = Slice(w, i64, i96, i0)
+        d = Concat<axis = 0>(b, a, c) t = Transpose(d) y = MatMul(x, t)
+    }"""
+    numbers = {f"i{n}": np.array([n]) for n in (0, 32, 64, 96)}
+    after, report = run(FoldConstants(), graph(body, w=np.ones((96, 64), np.float32), **numbers))
+    assert report.changed == 1
+    assert used_ops(after) == ["MatMul"]
