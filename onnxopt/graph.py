@@ -54,8 +54,7 @@ class Editor:
     def refresh(self) -> None:
         """Forget the index of nodes, and infer shapes anew if that may tell more; called between rounds.
 
-        What is known of a value stays true, so inference is worth its time only after new integer constants,
-        which may be shapes, or new nodes that have not been looked at.
+        What is known of a value stays true, so inference is worth its time only after ``outdate_facts``.
         """
         self._index = None
         if self._facts_may_improve:
@@ -63,7 +62,7 @@ class Editor:
             self._facts_may_improve = False
 
     def outdate_facts(self) -> None:
-        """Say that inference would know more now: after a body or function has been inlined, for example."""
+        """Say that inference would know more now: a computed shape became a constant, a body was inlined."""
         self._facts_may_improve = True
 
     def adopt(self, other: ir.Model) -> None:
@@ -193,8 +192,6 @@ class Editor:
         In a local function, which has no initializers, it is a Constant node in front of ``user``.
         """
         tensor = ir.tensor(np.asarray(array, order="C")) if isinstance(array, np.ndarray | np.generic) else array
-        if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32):
-            self._facts_may_improve = True
         if self.in_function(user):
             return self.insert(user, "Constant", [], {"value": tensor}, name="")
         graph = user.graph
@@ -346,7 +343,7 @@ def label(node: ir.Node) -> str:
 
 def bodies(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs in the attributes of ``node``."""
-    for found in node.attributes.values():
+    for found in node.attributes.data.values():
         if found.type == ir.AttributeType.GRAPH and not found.is_ref():
             yield found.as_graph()
         elif found.type == ir.AttributeType.GRAPHS and not found.is_ref():

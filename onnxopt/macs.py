@@ -109,7 +109,7 @@ class _Counter:
                 continue
             try:
                 count = formula(node, self._shape)
-            except (_Unknown, IndexError, TypeError):  # an invalid node has no cost that could be told
+            except (_Unknown, IndexError, TypeError, ValueError):  # an invalid node has no cost that could be told
                 self._result.unknown.append(label(node))
             else:
                 counts = self._result.by_operator

@@ -115,7 +115,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     size = weight_bytes(model)
     if size >= PROTOBUF_LIMIT:
         raise ModelError(f"the model holds {size / 1e9:.1f} GB of weights, a ModelProto at most 2.1: save it instead")
-    return _to_proto(model, lambda tensor, _: None if _in_place(tensor) else ir.Tensor(tensor.numpy(), tensor.dtype))
+    return _to_proto(model, lambda tensor, _: None if _in_place(tensor) else _in_memory(tensor))
 
 
 def slim_proto(model: ir.Model) -> tuple[onnx.ModelProto, Path | None]:
@@ -134,7 +134,7 @@ def slim_proto(model: ir.Model) -> tuple[onnx.ModelProto, Path | None]:
         if directory is None:
             directory = file.parent
         if not main or file.parent != directory:
-            return ir.Tensor(tensor.numpy(), tensor.dtype)
+            return _in_memory(tensor)
         return _external(tensor, file.name, tensor.offset, tensor.length)
 
     return _to_proto(model, place), directory
@@ -154,11 +154,11 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph]:
 
 def _inner(graph: ir.Graph) -> Iterator[ir.Graph]:
     for node in graph:
-        for attribute in node.attributes.values():
+        for attribute in node.attributes.data.values():  # the plain dict: this runs over every node all the time
             if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-                bodies: tuple[ir.Graph, ...] = (attribute.as_graph(),)
+                bodies: tuple[ir.Graph, ...] = (attribute.value,)
             elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-                bodies = tuple(attribute.as_graphs())
+                bodies = tuple(attribute.value)
             else:
                 continue
             for body in bodies:
@@ -297,6 +297,8 @@ def _check_sizes(model: ir.Model, origin: str) -> None:
         proto = tensor.raw
         if any(dim < 0 for dim in proto.dims):
             raise ModelError(f"{origin}: the tensor {tensor.name!r} has a negative dim: {list(proto.dims)}")
+        if proto.data_type not in _ELEMENT_TYPES or (tensor.dtype == ir.DataType.STRING and proto.HasField("raw_data")):
+            raise ModelError(f"{origin}: the tensor {tensor.name!r} has no element type that fits its data")
         if proto.HasField("raw_data"):
             wanted, found, unit = tensor.nbytes, len(proto.raw_data), "bytes"
         else:
@@ -312,6 +314,8 @@ def _check_sizes(model: ir.Model, origin: str) -> None:
                 f"{list(proto.dims)}), it holds {found}"
             )
 
+
+_ELEMENT_TYPES = frozenset(ir.DataType) - {ir.DataType.UNDEFINED}
 
 _TYPED_DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
@@ -442,6 +446,14 @@ def _external(tensor: ir.TensorProtocol, location: str, offset: int | None, leng
     )  # fmt: skip
 
 
+def _in_memory(tensor: ir.TensorProtocol) -> ir.Tensor:
+    """The same tensor with its data read."""
+    return ir.Tensor(
+        tensor.numpy(), tensor.dtype, name=tensor.name or None, doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )  # fmt: skip
+
+
 def _in_place(tensor: ir.TensorProtocol) -> bool:
     """Whether onnx-ir writes this tensor as it is, with its data inside."""
     return not isinstance(tensor, ir.ExternalTensor)
@@ -452,7 +464,10 @@ def _to_proto(
 ) -> onnx.ModelProto:
     """Write the model with the tensors that ``place`` returns in place of its own."""
     with _as_written(model, place):
-        proto = ir.to_proto(model)
+        try:
+            proto = ir.to_proto(model)
+        except Exception as error:  # such as names that are not UTF-8, which protobuf reads but does not write
+            raise ModelError(f"the model cannot be written: {_root(error)}") from error
     for imports in (proto.opset_import, *(f.opset_import for f in proto.functions)):
         for entry in imports:
             if not entry.domain:  # onnx-ir writes it out, at two bytes more than many exporters need

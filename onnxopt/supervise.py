@@ -208,7 +208,7 @@ class _Display:
         if self._status is None:
             from rich.console import Console
 
-            self._status = Console(stderr=True).status(text)
+            self._status = Console(stderr=True).status(text, refresh_per_second=4)
             self._status.start()
         else:
             self._status.update(text)

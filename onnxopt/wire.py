@@ -31,6 +31,10 @@ MAIN_INITIALIZERS = {MODEL: {7: GRAPH}, GRAPH: {5: TENSOR}}
 """Only the initializers of the main graph."""
 
 
+DEEPEST = 100
+"""How deep messages may nest; protobuf has the same limit."""
+
+
 class WireError(ValueError):
     """The bytes are not a protobuf message of this shape."""
 
@@ -126,6 +130,7 @@ def rewrite(
     at_least: int = 0,
     message: str = MODEL,
     offset: int = 0,
+    depth: int = 0,
 ) -> list[Piece] | None:
     """Replace tensors of at least ``at_least`` bytes, found along ``where``.
 
@@ -133,6 +138,8 @@ def rewrite(
     new pieces, or ``None`` to keep it. Returns the pieces of the whole message, or ``None`` when nothing was
     replaced. A nested message shorter than ``at_least`` is not looked into.
     """
+    if depth > DEEPEST:
+        raise WireError(f"messages nest more than {DEEPEST} deep, which protobuf does not read")
     nested = where.get(message, {})
     pieces: list[Piece] = []
     kept_from = 0
@@ -145,7 +152,7 @@ def rewrite(
         if child == TENSOR:
             new = replace(body, position)
         else:
-            new = rewrite(body, replace, where, at_least, child, position)
+            new = rewrite(body, replace, where, at_least, child, position, depth + 1)
         if new is not None:
             pieces += [buffer[kept_from:start], *field(number, new)]
             kept_from = end

@@ -39,12 +39,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "folder"
 
 
-def model_of(nodes: list[onnx.NodeProto], **options: object) -> bytes:
+def model_of(
+    nodes: list[onnx.NodeProto], initializer: list[onnx.TensorProto] | None = None, opset: int = 18
+) -> bytes:
     """A model around ``nodes``, from the float input ``x`` to the float output ``y``, that nothing has checked."""
     x = oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 3])
     y = oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    graph = oh.make_graph(nodes, "g", [x], [y], initializer=options.get("initializer"))
-    opset = options.get("opset", 18)
+    graph = oh.make_graph(nodes, "g", [x], [y], initializer=initializer)
     content: bytes = oh.make_model(graph, opset_imports=[oh.make_opsetid("", opset)], ir_version=8).SerializeToString()
     return content
 

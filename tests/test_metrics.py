@@ -13,7 +13,7 @@ from onnxopt import metrics
 from onnxopt.errors import OptionError
 from onnxopt.macs import count_macs, dynamic_dims
 from onnxopt.model import from_proto, load, save
-from tests.support import graph
+from tests.support import graph, parse
 
 
 def w(*dims: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
@@ -148,7 +148,8 @@ def test_sparse_weights_count_what_is_stored() -> None:
     ],
 )  # fmt: skip
 def test_macs(body: str, weights: list[np.ndarray[Any, Any]], macs: int) -> None:
-    found = count_macs(graph(f"g {body}", **dict(zip("wv", weights, strict=False))))
+    initializers = dict(zip("wv", weights, strict=False))
+    found = count_macs(parse(f'<ir_version: 8, opset_import: ["" : 18]> g {body}', **initializers))
     assert (found.total, found.unknown) == (macs, [])
 
 

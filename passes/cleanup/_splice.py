@@ -49,27 +49,50 @@ def named_values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 class Names:
-    """How many values bear each name: sibling bodies may use the same, nested scopes must not."""
+    """How many values and nodes of a model bear each name.
+
+    Sibling bodies may use the same, nested scopes must not; ONNX Runtime also refuses a graph in which two
+    nodes share a name.
+    """
 
     def __init__(self, editor: Editor) -> None:
         self._editor = editor
-        self._count = Counter(v.name for graph in editor.graphs() for v in named_values(graph))
+        self._values = Counter(v.name for graph in editor.graphs() for v in named_values(graph))
+        self._nodes = Counter(node.name for graph in editor.graphs() for node in graph if node.name)
+        self._tried: Counter[str] = Counter()
 
     def forget(self, graph: ir.Graph) -> None:
         """``graph`` and the bodies in it are about to vanish."""
         for value in named_values(graph):
-            self._count[value.name] -= 1
+            self._values[value.name] -= 1
         for node in graph:
+            self._nodes[node.name or ""] -= 1
             for body in bodies(node):
                 self.forget(body)
 
     def moved(self, name: str) -> str:
         """The name for a value that leaves its scope: its own if nobody else has it."""
-        if self._count[name] > 1:
-            self._count[name] -= 1
+        if self._values[name] > 1:
+            self._values[name] -= 1
             name = self._editor.fresh(name)
-            self._count[name] = 1
+            self._values[name] = 1
         return name
+
+    def moved_node(self, name: str) -> str:
+        """The same for a node."""
+        if self._nodes[name] > 1:
+            self._nodes[name] -= 1
+            name = self.new_node(name)
+        return name
+
+    def new_node(self, name: str) -> str:
+        """The name for a node that comes in: ``name``, with a number if another has it."""
+        found = name
+        while self._nodes[found] > 0:
+            self._tried[name] += 1
+            found = f"{name}_{self._tried[name]}"
+        self._nodes[found] = 1
+        return found
 
 
 def splice(

@@ -118,7 +118,9 @@ def _restore(old: onnx.GraphProto, new: onnx.GraphProto) -> None:
     nodes = {name: node for node in old.node for name in node.output if name}
     for node in new.node:
         before = next((nodes[name] for name in node.output if name in nodes), None)
-        if before is not None:
+        if before is None:
+            node.name = ""  # the converter gives all nodes that replace one its name, which runtimes refuse
+        else:
             node.name, node.doc_string, node.overload = before.name, before.doc_string, before.overload
             _refill(node.metadata_props, before.metadata_props)
             for mine, theirs in zip(_bodies(before), _bodies(node), strict=False):

@@ -73,6 +73,8 @@ class FoldConstants(Pass):
                 break
             constant = editor.add_constant(producer, array, value.name or "constant")
             value.replace_all_uses_with(constant)
+            if array.dtype.kind == "i":  # it may be a shape
+                editor.outdate_facts()
             log.changed(label(producer), f"{producer.op_type} is now a constant {list(array.shape)}")
         return log.report()
 

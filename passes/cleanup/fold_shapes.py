@@ -81,6 +81,7 @@ def _replace(node: ir.Node, value: ir.Value, elements: Elements, editor: Editor)
     constant = editor.add_constant(node, elements.astype(dtype.numpy()), value.name or "shape")
     value.replace_all_uses_with(constant)
     editor.remove(node)
+    editor.outdate_facts()
 
 
 def _materialise(node: ir.Node, at: int, values: ShapeValues, editor: Editor) -> str | None:
@@ -96,6 +97,7 @@ def _materialise(node: ir.Node, at: int, values: ShapeValues, editor: Editor) ->
     if wanted is None or computed is None:
         return None
     node.replace_input_with(at, editor.add_constant(node, wanted, computed.name or "shape"))
+    editor.outdate_facts()
     return f"reads the constant {wanted.tolist()} instead of a computed shape"
 
 

@@ -3,10 +3,11 @@
 ``HardSigmoid(x) = clip(α·x + β, 0, 1)``, so ``clip(α·x + β, 0, 1)`` is one by definition for any numbers α and
 β, and ``clip(x + 3, 0, 6) / 6`` is the one with ``α = ⅙`` and ``β = ½``. Exact, up to rounding.
 
-    Add(x, 3) → Clip(0, 6) → Div(6)   becomes   HardSigmoid<alpha=0.16667, beta=0.5>(x)
+    Add(x, 3) → Clip(0, 6) → Div(6)            becomes   HardSigmoid<alpha=0.16667, beta=0.5>(x)
+    Add(x, 3) → Clip(0, 6) → Mul(x) → Div(6)   becomes   the same → Mul(x)
 
-Runs after ``fuse-hard-swish``, which looks for the same values multiplied by ``x``; it knows ``HardSigmoid``
-too, so the other order would do as well. On ONNX Runtime 1.32 (CPU): 0.4 to 0.7 of the time.
+The second is a hard swish, which ``fuse-hard-swish`` makes one node of where the opset has it, whichever of both
+passes runs first. On ONNX Runtime 1.32 (CPU): 0.4 to 0.7 of the time.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ def _of_relu6(match: Match) -> ir.Value:
     return match.insert("HardSigmoid", [match["x"]], {"alpha": 1 / 6, "beta": 0.5})
 
 
+@rule(lambda op, x: op.product(x, relu6(op, x), 1 / 6))
+def _within_hard_swish(match: Match) -> ir.Value:
+    match.requires("HardSigmoid", opset=6)
+    gate = match.insert("HardSigmoid", [match["x"]], {"alpha": 1 / 6, "beta": 0.5})
+    return match.insert("Mul", [match["x"], gate])
+
+
 @rule(
     lambda op, x: op.clip(
         op.Add(op.any(op.Mul(x, op.number("alpha")), op.Div(x, op.number("divisor"))), op.number("beta")), 0.0, 1.0
@@ -66,4 +74,4 @@ class FuseHardSigmoid(RewritePass):
 
     name: ClassVar[str] = "fuse-hard-sigmoid"
     exact: ClassVar[bool] = True
-    rules: ClassVar[tuple[Rule, ...]] = (_of_relu6, _of_clip)
+    rules: ClassVar[tuple[Rule, ...]] = (_within_hard_swish, _of_relu6, _of_clip)

@@ -26,7 +26,7 @@ from onnxopt.errors import OptionError
 from onnxopt.graph import Editor, discard, label
 from onnxopt.model import graphs
 from onnxopt.pass_base import Context, Log, Pass, Refuse, Report
-from onnxopt.passes.cleanup._splice import connect, named_values, rename, splice
+from onnxopt.passes.cleanup._splice import Names, connect, named_values, rename, splice
 
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
@@ -50,7 +50,7 @@ class InlineFunctions(Pass):
         model = context.editor.model
         if not model.functions:
             return log.report()
-        sizes = _Sizes(model)
+        sizes, names = _Sizes(model), Names(context.editor)
         room = self.max_nodes
         work = list(reversed([node for graph in _main_graphs(model) for node in graph]))
         while work:
@@ -66,7 +66,7 @@ class InlineFunctions(Pass):
             except Refuse as refusal:
                 log.refused(title, str(refusal))
                 continue
-            came = _inline(node, function, context.editor)
+            came = _inline(node, function, context.editor, names)
             room -= len(came)
             work.extend(reversed(came))
             log.changed(title, f"the body of {function.name} took its place")
@@ -141,7 +141,7 @@ def _check(node: ir.Node, function: ir.Function, editor: Editor) -> None:
             )
 
 
-def _inline(node: ir.Node, function: ir.Function, editor: Editor) -> list[ir.Node]:
+def _inline(node: ir.Node, function: ir.Function, editor: Editor, names: Names) -> list[ir.Node]:
     """Put the body of ``function`` in place of ``node``; returns the nodes that came, at any depth."""
     body = function.clone().graph
     inner = [body, *body.subgraphs()]
@@ -151,7 +151,8 @@ def _inline(node: ir.Node, function: ir.Function, editor: Editor) -> list[ir.Nod
     came = [each for graph in inner for each in graph]
     for each in came:
         _fill_in(each, node, function)
-        each.name = "/".join(part for part in (node.name, each.name) if part)
+        if each.name:
+            each.name = names.new_node(f"{node.name}/{each.name}" if node.name else each.name)
         each.metadata_props.update({k: v for k, v in node.metadata_props.items() if k not in each.metadata_props})
     for graph in inner:
         for value in list(named_values(graph)):

@@ -74,6 +74,9 @@ def _inline(node: ir.Node, branch: ir.Graph, editor: Editor, names: Names) -> No
     del node.attributes[chosen]  # what remains in the node is discarded with it
     results = list(branch.outputs)
     moved = {value: None for inner in branch for value in inner.outputs}
+    for inner in branch:
+        if inner.name:
+            inner.name = names.moved_node(inner.name)
     replaced = splice(editor, branch, node, names.moved)
     connect(editor, node, [replaced.get(value, value) for value in results], moved)
     editor.remove(node)

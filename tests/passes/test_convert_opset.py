@@ -113,6 +113,14 @@ def test_keeps_names_metadata_doc_strings_and_declarations() -> None:
         assert nodes[node.name].output == node.output
 
 
+def test_nodes_that_replace_one_do_not_share_its_name() -> None:
+    before = graph("g (float[N, 2, 3] x) => (float[N, 2, 3] y) { [soft] y = Softmax(x) }", opset=12)
+    after, report = run(ConvertOpset(version=13), before)
+    assert report.changed == 1
+    assert len(after.graph) > 1
+    assert [node.name for node in after.graph if node.name] == ["soft"]
+
+
 def test_large_weights_stay_in_their_file_and_overridable_defaults_stay_inputs(tmp_path: Path) -> None:
     size = OFFLOAD_BYTES
     model = graph(

@@ -71,9 +71,14 @@ def test_fuses_any_slope(body: str) -> None:
     assert ops(run(FuseHardSigmoid(), model(body))[0]) == ["HardSigmoid"]
 
 
+@pytest.mark.parametrize("tail", TAILS)
+def test_fuses_the_hard_sigmoid_within_a_hard_swish(tail: str) -> None:
+    assert ops(run(FuseHardSigmoid(), model(f"{CLIPS[0]} {tail}", 12))[0]) == ["HardSigmoid", "Mul"]
+
+
 @pytest.mark.parametrize("opset", [7, 10])
 def test_fuses_clip_with_attributes(opset: int) -> None:
-    body = "a = Add(x, three) c = Clip<min = 0.0, max = 6.0>(a) m = Div(c, six) y = Mul(x, m)"
+    body = "a = Add(x, three) c = Clip<min = 0.0, max = 6.0>(a) m = Mul(c, x) y = Div(m, six)"
     assert ops(run(FuseHardSigmoid(), model(body, opset))[0]) == ["HardSigmoid", "Mul"]
     _, report = run(FuseHardSwish(), model(body, opset))
     assert [n.text for n in report.refusals] == [f"HardSwish needs opset 14, the model has {opset}"]

@@ -46,6 +46,16 @@ def test_nested_calls_and_two_calls_of_one_function() -> None:
     assert report.changed == 2 + 4 + 2
 
 
+def test_nodes_get_names_that_no_other_node_has() -> None:
+    before = model(
+        "g (float[N] x) => (float[N] y) { [same] u = local.f(x) v = local.f(u) w = local.f(v) [first] y = Abs(w) }",
+        "f (a) => (b) { [first] t = Relu(a) s = Sin(t) b = Cos(s) }",
+    )
+    after, _ = run(InlineFunctions(), before)
+    names = [node.name for node in after.graph if node.name]
+    assert len(set(names)) == len(names) == 4
+
+
 def test_attributes_come_from_the_call_else_the_default_else_are_absent() -> None:
     before = model(
         "g (float[2] x) => (float[2] y) { a = local.f<alpha = 0.5>(x) b = local.f(a) y = local.h(b) }",

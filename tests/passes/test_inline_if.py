@@ -51,6 +51,16 @@ def test_initializers_of_the_branch_move_out_and_names_that_others_use_change() 
     assert not outer & (inner | {"w"})
 
 
+def test_nodes_get_names_that_no_other_node_has() -> None:
+    before = graph(
+        """g (float[N] x) => (float[N] y) <bool c = {1}> { [same] k = Abs(x)
+            y = If (c) <then_branch = t () => (float[N] p) { [same] a = Relu(k) [own] p = Neg(a) },
+                        else_branch = e () => (float[N] q) { [own] q = Neg(x) }> }"""
+    )
+    after, _ = run(InlineIf(), before)
+    assert [node.name for node in after.graph] == ["same", "same_1", "own"]
+
+
 def test_a_constant_as_output_gets_an_identity_where_a_name_must_stay() -> None:
     before = graph(
         """g (float[1] x) => (float[1] y, float[1] z) <bool c = {1}> {
