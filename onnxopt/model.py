@@ -350,7 +350,6 @@ def _is_sorted(graph: ir.Graph) -> bool:
             if value is not None and (producer := value.producer()) is not None:
                 if producer.graph is graph and producer not in seen:
                     return False
-        seen.add(node)
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
                 for inner in attribute.as_graph().all_nodes():
@@ -358,6 +357,7 @@ def _is_sorted(graph: ir.Graph) -> bool:
                         producer = value.producer() if value is not None else None
                         if producer is not None and producer.graph is graph and producer not in seen:
                             return False
+        seen.add(node)
     return True
 
 
@@ -446,7 +446,7 @@ def _external(tensor: ir.TensorProtocol, location: str, offset: int | None, leng
     )  # fmt: skip
 
 
-def _in_memory(tensor: ir.TensorProtocol) -> ir.Tensor:
+def _in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """The same tensor with its data read."""
     return ir.Tensor(
         tensor.numpy(), tensor.dtype, name=tensor.name or None, doc_string=tensor.doc_string,

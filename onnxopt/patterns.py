@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from types import EllipsisType
 from typing import Any
@@ -36,6 +37,23 @@ class Call:
     """Whether the node may have inputs beyond these."""
     attributes: Mapping[str, Any]
 
+    @cached_property
+    def heads(self) -> frozenset[str]:
+        """The operator types that a match may end in."""
+        return frozenset({self.op})
+
+    @cached_property
+    def orders(self) -> tuple[tuple[Pattern, ...], ...]:
+        """The inputs in each order that means the same."""
+        if self.op in COMMUTATIVE and len(self.inputs) == 2 and self.inputs[0] is not self.inputs[1]:
+            return self.inputs, self.inputs[::-1]
+        return (self.inputs,)
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Operator types that are in every match."""
+        return frozenset({self.op}).union(*(needs(each) for each in self.inputs))
+
 
 @dataclass(frozen=True, eq=False)
 class AnyOf:
@@ -43,8 +61,27 @@ class AnyOf:
 
     options: tuple[Pattern, ...]
 
+    @cached_property
+    def heads(self) -> frozenset[str] | None:
+        """The operator types that a match may end in, ``None`` if it may be no node at all."""
+        ops = [option.op for option in self.options if isinstance(option, Call)]
+        return frozenset(ops) if len(ops) == len(self.options) else None
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Operator types that are in every match."""
+        return frozenset.intersection(*(needs(option) for option in self.options))
+
 
 Pattern = Variable | Number | Call | AnyOf
+
+
+COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
+
+
+def needs(pattern: Pattern) -> frozenset[str]:
+    """Operator types without which ``pattern`` cannot match."""
+    return pattern.needs if isinstance(pattern, Call | AnyOf) else frozenset()
 
 
 class Op:

@@ -18,25 +18,19 @@ constant raises the rank of what it is combined with.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxopt.graph import AttributeValue, Editor, attribute, constant_tensor, label
+from onnxopt.graph import AttributeValue, Editor, constant_tensor, label
+from onnxopt.matching import Matcher
 from onnxopt.pass_base import Context, Log, NodePass, Refuse, Report
-from onnxopt.patterns import AnyOf, Call, Number, Pattern, Variable, trace
-
-_COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
-_BROADCASTING = _COMMUTATIVE | {"Sub", "Div", "Pow"}
-_TOLERANCE = {ir.DataType.FLOAT16: 1e-3, ir.DataType.BFLOAT16: 1e-2}
-_FINE = 1e-6  # for float and double: constants such as √2 are seldom written with more digits
-
-# -- matches -----------------------------------------------------------------------------------------
+from onnxopt.patterns import Call, Pattern, trace
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Match:
     """The matched nodes, ``root`` first."""
     values: Mapping[str, ir.Value]
     """What the variables of the pattern stand for."""
-    numbers: tuple[ir.Value, ...] = ()
+    numbers: tuple[ir.Value, ...]
     """The constants that matched numbers."""
 
     def __getitem__(self, name: str) -> ir.Value:
@@ -105,167 +99,6 @@ class Match:
         return self.editor.add_constant(self.root, array, name)
 
 
-@dataclass(frozen=True)
-class _State:
-    """What is bound so far; never changed, so that going back costs nothing."""
-
-    values: Mapping[str, ir.Value] = field(default_factory=dict)
-    calls: Mapping[Call, ir.Value] = field(default_factory=dict)
-    numbers: tuple[ir.Value, ...] = ()
-    unsure: tuple[ir.Value, ...] = ()
-    """Values of unknown rank that a constant of higher rank than zero was combined with."""
-
-
-_Goals = tuple[Pattern, ir.Value, "_Goals"] | None
-"""What is left to match: a linked list of pattern and value."""
-
-
-class _Matcher:
-    """Tries one pattern at one node, with backtracking over the order of operands and alternatives."""
-
-    def __init__(self, editor: Editor, root: ir.Node) -> None:
-        self.editor, self.root = editor, root
-
-    def match(self, pattern: Call) -> Match | None:
-        state = self._solve((pattern, self.root.outputs[0], None), _State())
-        if state is None:
-            return None
-        if state.unsure:
-            raise Refuse(f"the rank of {state.unsure[0].name} is unknown, and a constant may raise it")
-        return Match(self.editor, self.root, tuple(self._nodes(state)), state.values, state.numbers)
-
-    def _nodes(self, state: _State) -> dict[ir.Node, None]:
-        producers = (value.producer() for value in state.calls.values())
-        return dict.fromkeys(node for node in producers if node is not None)
-
-    def _solve(self, goals: _Goals, state: _State) -> _State | None:
-        if goals is None:
-            return state if self._is_closed(state) else None
-        pattern, value, rest = goals
-        if isinstance(pattern, Call):
-            return self._call(pattern, value, rest, state)
-        if isinstance(pattern, AnyOf):
-            for option in pattern.options:
-                found = self._solve((option, value, rest), state)
-                if found is not None:
-                    return found
-            return None
-        if isinstance(pattern, Number):
-            if not self._is_number(value, pattern.value):
-                return None
-            state = replace(state, numbers=(*state.numbers, value))
-            if not pattern.name:
-                return self._solve(rest, state)
-        bound = state.values.get(pattern.name)
-        if bound is None:
-            return self._solve(rest, replace(state, values={**state.values, pattern.name: value}))
-        return self._solve(rest, state) if bound is value else None
-
-    def _call(self, pattern: Call, value: ir.Value, rest: _Goals, state: _State) -> _State | None:
-        bound = state.calls.get(pattern)
-        if bound is not None:
-            return self._solve(rest, state) if bound is value else None
-        node = value.producer()
-        if node is None or not self._fits(node, value, pattern):
-            return None
-        state = replace(state, calls={**state.calls, pattern: value})
-        for operands in _orders(pattern):
-            after = self._ranks(node, operands, state)
-            if after is None:
-                continue
-            goals = rest
-            pairs = zip(operands, node.inputs, strict=False)  # there may be more inputs
-            for operand, given in sorted(pairs, key=_likelihood, reverse=True):  # the last is tried first
-                assert given is not None
-                goals = (operand, given, goals)
-            found = self._solve(goals, after)
-            if found is not None:
-                return found
-        return None
-
-    def _fits(self, node: ir.Node, value: ir.Value, pattern: Call) -> bool:
-        """Whether the node itself, its inputs aside, is what the pattern says."""
-        if node.op_type != pattern.op or node.domain != "" or node.graph is not self.root.graph:
-            return False
-        if value is not node.outputs[0] or any(a.is_ref() for a in node.attributes.values()):
-            return False
-        count = len(pattern.inputs)
-        if len(node.inputs) < count or any(given is None for given in node.inputs[:count]):
-            return False
-        if not pattern.more and any(given is not None for given in node.inputs[count:]):
-            return False
-        return all(_allows(wanted, attribute(node, name)) for name, wanted in pattern.attributes.items())
-
-    def _ranks(self, node: ir.Node, operands: Sequence[Pattern], state: _State) -> _State | None:
-        """The state after asking whether a number raises the rank of the result; ``None`` if it does."""
-        if node.op_type not in _BROADCASTING or len(operands) != 2:
-            return state
-        for at in (0, 1):
-            tensor = constant_tensor(node.inputs[at]) if isinstance(operands[at], Number) else None
-            if tensor is None or not tensor.shape:
-                continue
-            other = node.inputs[1 - at]
-            assert other is not None
-            rank = self.editor.rank(other)
-            if rank is None:
-                state = replace(state, unsure=(*state.unsure, other))
-            elif rank < len(tensor.shape):
-                return None
-        return state
-
-    def _is_number(self, value: ir.Value, wanted: float | None) -> bool:
-        tensor = constant_tensor(value)
-        if tensor is None or tensor.size != 1:
-            return False
-        got = self.editor.scalar(value)
-        return got is not None and (wanted is None or _close(got, wanted, tensor.dtype))
-
-    def _is_closed(self, state: _State) -> bool:
-        """Whether nobody but matched nodes reads what is going to disappear, the replacement included."""
-        nodes = self._nodes(state)
-        if any(value.producer() in nodes for value in state.values.values()):
-            return False
-        for pattern, value in state.calls.items():
-            node = value.producer()
-            further = node.inputs[len(pattern.inputs) :] if node is not None else ()
-            if any(given is not None and given.producer() in nodes for given in further):
-                return False
-        for node in nodes:
-            for output in node.outputs:
-                if output is self.root.outputs[0]:
-                    continue
-                if output.is_graph_output() or any(use.node not in nodes for use in output.uses()):
-                    return False
-        return True
-
-
-def _orders(pattern: Call) -> Iterator[tuple[Pattern, ...]]:
-    yield pattern.inputs
-    if pattern.op in _COMMUTATIVE and len(pattern.inputs) == 2 and pattern.inputs[0] is not pattern.inputs[1]:
-        yield pattern.inputs[::-1]
-
-
-def _likelihood(pair: tuple[Pattern, ir.Value | None]) -> int:
-    """How likely a pattern fits: a number hardly, a variable nearly always. What is unlikely fails early."""
-    return 0 if isinstance(pair[0], Number) else 2 if isinstance(pair[0], Variable) else 1
-
-
-def _allows(wanted: Any, got: Any) -> bool:
-    if callable(wanted):
-        return bool(wanted(got))
-    if isinstance(wanted, float):
-        return isinstance(got, float) and _close(got, wanted, ir.DataType.FLOAT)
-    if isinstance(got, str | bytes | int | float) or got is None:
-        return bool(got == wanted)
-    return list(got) == list(wanted)
-
-
-def _close(got: float, wanted: float, dtype: ir.DataType) -> bool:
-    if not dtype.is_floating_point():
-        return got == wanted
-    return math.isclose(got, wanted, rel_tol=_TOLERANCE.get(dtype, _FINE))
-
-
 class RefusedMatch(Refuse):
     """A refusal that knows the nodes that it is about."""
 
@@ -273,8 +106,6 @@ class RefusedMatch(Refuse):
         super().__init__(reason)
         self.nodes = nodes
 
-
-# -- rules -------------------------------------------------------------------------------------------
 
 Build = Callable[[Match], ir.Value | None]
 """Checks a match and builds what replaces it. ``None``: no match after all. Raises ``Refuse`` with a reason.
@@ -291,6 +122,11 @@ class Rule:
     """The patterns by the operator type of their last node."""
     build: Build
 
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Operator types without which no pattern matches."""
+        return frozenset.intersection(*(each.needs for patterns in self.roots.values() for each in patterns))
+
     @property
     def ops(self) -> frozenset[str]:
         """The operator types that the rule may begin at."""
@@ -299,9 +135,10 @@ class Rule:
     def apply(self, root: ir.Node, editor: Editor) -> str | None:
         """Replace what ends in ``root``, if it matches, and say what was done."""
         for pattern in self.roots.get(root.op_type, ()):
-            match = _Matcher(editor, root).match(pattern)
-            if match is None:
+            found = Matcher(editor, root).match(pattern)
+            if found is None:
                 continue
+            match = Match(editor, root, *found)
             try:
                 new = self.build(match)
             except Refuse as refusal:
@@ -353,6 +190,8 @@ class RewritePass(NodePass):
         log = Log(self, context)
         said: set[tuple[ir.Node, str]] = set()  # a shorter rule need not repeat what a longer one refused
         for each in self.rules:
+            if not all(context.editor.has_any({op}) for op in each.needs):
+                continue
 
             def attempt(node: ir.Node, editor: Editor, each: Rule = each) -> str | None:
                 try:

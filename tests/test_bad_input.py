@@ -56,6 +56,11 @@ def large() -> bytes:
     return model_of([oh.make_node("MatMul", ["x", "w"], ["y"])], initializer=[w])
 
 
+def branch(name: str, reads: str) -> onnx.GraphProto:
+    out = oh.make_tensor_value_info(f"{name}_out", onnx.TensorProto.FLOAT, None)
+    return oh.make_graph([oh.make_node("Relu", [reads], [f"{name}_out"])], name, [], [out])
+
+
 def integers() -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(np.ones((2, 3), np.int64), "i")
 
@@ -75,6 +80,20 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
         "cycle",
     ),
     "own reader": (lambda: model_of([oh.make_node("Add", ["x", "y"], ["y"])]), "cycle"),
+    "own body": (  # a branch reads what its If is about to give
+        lambda: model_of(
+            [oh.make_node("Constant", [], ["c"], value=oh.make_tensor("c", 9, [], [True])),
+             oh.make_node("If", ["c"], ["y"], then_branch=branch("t", "x"), else_branch=branch("e", "y"))]
+        ),
+        "cycle",
+    ),
+    "element type": (
+        lambda: model_of(
+            [oh.make_node("Add", ["x", "w"], ["y"])],
+            initializer=[onnx.TensorProto(name="w", data_type=99, dims=[2, 3], raw_data=bytes(24))],
+        ),
+        "99 is not a valid DataType",
+    ),
     "undefined value": (
         lambda: model_of([oh.make_node("Add", ["x", "w"], ["y"], "sum")]),
         "node 'sum' reads 'w', which no input, initializer or node defines",

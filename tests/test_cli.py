@@ -8,13 +8,18 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
+from onnxopt.graph import Editor
+from onnxopt.pass_base import NodePass
+from onnxopt.passes.cleanup.remove_no_ops import RemoveNoOps
 from tests.command_line import CommandLine, untouched, write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,6 +116,47 @@ def test_pinned_weights_go_where_the_option_says(cli: CommandLine, tmp_path: Pat
     answer = cli("optimize", out, "-o", inlined, "--inline", "--json")
     assert answer.json["before"]["file_bytes"] == sum(f.stat().st_size for f in tmp_path.glob("out.onnx*"))
     assert answer.json["output"] == [str(inlined)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong(NodePass):
+    """Not exact, whatever it says."""
+
+    name: ClassVar[str] = "wrong"
+    exact: ClassVar[bool] = True
+    ops: ClassVar[frozenset[str]] = frozenset({"Relu"})
+
+    def rewrite(self, node: ir.Node, editor: Editor) -> str:
+        editor.replace_node(node, "Neg", node.inputs)
+        return "broke it"
+
+
+def test_a_problem_is_told_loudly(
+    cli: CommandLine, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxopt.recipes.ALL", (RemoveNoOps, Wrong))
+    arguments: list[str | Path] = ["optimize", model, "-o", tmp_path / "out.onnx", "--passes", "remove-no-ops,wrong"]
+    with untouched(tmp_path):
+        answer = cli(*arguments, "--strict")
+    assert answer.code == 1
+    assert answer.error.startswith("wrong on node 'y' was left out")
+    answer = cli(*arguments, "--quiet")
+    assert (answer.code, answer.out) == (0, "")
+    assert answer.err.startswith("onnxopt: problem: wrong on node 'y' was left out: ")
+    assert [node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node] == ["Relu"]
+
+
+def test_probes_are_used_and_checked(cli: CommandLine, model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "good.npz", x=np.ones((5, 3), np.float32))
+    np.savez(tmp_path / "bad.npz", z=np.ones((5, 3), np.float32))
+    out = tmp_path / "out.onnx"
+    answer = cli("optimize", model, "-o", out, "--json", "--probes", tmp_path / "good.npz")
+    assert answer.json["verification"].startswith("outputs equal on 1 probe,")
+    assert cli("compare", model, out, "--json", "--seconds", "0", "--probes", tmp_path / "good.npz").json["probes"] == 1
+    with untouched(tmp_path):
+        answer = cli("optimize", model, "-o", out, "--force", "--probes", tmp_path / "bad.npz")
+    assert answer.code == 2
+    assert "has no array for the input 'x'" in answer.error
 
 
 # -- mistakes --------------------------------------------------------------------------------------------
@@ -220,6 +266,18 @@ def test_compare_of_different_models_exits_1(cli: CommandLine, model: Path, tmp_
     assert "differs: moved by 0.01 of its scale" in cli("compare", model, other, "--seconds", "0").out
 
 
+def test_compare_needs_a_model_that_runs(cli: CommandLine, model: Path, tmp_path: Path) -> None:
+    custom = write(
+        tmp_path / "custom.onnx", "g (float[N, 3] x) => (float[N, 3] y) { y = my.Thing(x) }", extra=', "my" : 1'
+    )
+    answer = cli("compare", custom, model)
+    assert answer.code == 2
+    assert "ONNX Runtime cannot load the model" in answer.error
+    answer = cli("compare", model, custom)
+    assert answer.code == 1
+    assert "not compared: ONNX Runtime cannot load the model" in answer.out
+
+
 def test_compare_tells_interfaces_apart(cli: CommandLine, model: Path, tmp_path: Path) -> None:
     renamed = write(tmp_path / "renamed.onnx", "g (float[M, 3] z) => (float[M, 3] y) { y = Relu(z) }")
     answer = cli("compare", model, renamed, "--json")
@@ -267,7 +325,7 @@ import os, signal, sys, time
 from dataclasses import dataclass
 from typing import ClassVar
 from onnxopt import cli, recipes
-from onnxopt.pass_base import Pass
+from onnxopt.pass_base import Pass, Report
 
 @dataclass(frozen=True, kw_only=True)
 class Trouble(Pass):
@@ -280,11 +338,14 @@ class Trouble(Pass):
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.how == "oom":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "write":
+            os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "grow":
             hoard = bytearray(b"x") * 400_000_000
         if self.how in ("grow", "hang"):
             print("here", file=sys.stderr, flush=True)
             time.sleep(60)
+        return Report(self.name)
 
 recipes.ALL = (*recipes.ALL, Trouble)
 cli.main()
@@ -306,6 +367,7 @@ def trouble(how: str, folder: Path, *options: str) -> subprocess.Popen[str]:
     [
         ("crash", [], "crashed (SIGSEGV) while it was at 'trouble'"),
         ("oom", [], "was killed by the system, most likely for want of memory, while it was at 'trouble'"),
+        ("write", [], "was killed by the system, most likely for want of memory, while it was at 'save'"),
         ("hang", ["--timeout", "1.5"], "did not end within 1.5 s (--timeout) and was stopped while it was at"),
         ("grow", ["--memory", "0.3"], "took more than 0.3 GB of memory (--memory) and was stopped while"),
     ],

@@ -37,8 +37,8 @@ PRECISION = {
 
 FLOATS = frozenset(PRECISION)
 
-NODE_BYTES = 64
-"""About what a node takes in the file: a new constant may be larger than the old ones by so much."""
+NODE_BYTES = 32
+"""About what a node takes in the file, at least: a new constant may be larger than the old ones by so much."""
 
 
 @dataclass(frozen=True)
@@ -233,8 +233,8 @@ class Layer:
             write_constant(self.bias, bias, editor)
         else:
             holder = self.adding or self.node
-            name = (self.bias.name if self.bias is not None else None) or f"{holder.name or holder.op_type}_bias"
-            new = editor.add_constant(holder, bias, name)
+            name = self.bias.name if self.bias is not None else f"{self.weight.name}_bias"
+            new = editor.add_constant(holder, bias, name or "bias")
             if self.adding is None:
                 holder.resize_inputs(3)
                 holder.replace_input_with(2, new)

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import Editor, sole_reader
+from onnxopt.graph import Editor, constant_tensor, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
 from onnxopt.passes.cleanup.linear import NODE_BYTES, PRECISION, Affine, Array, affine, spare_bytes
 from onnxopt.passes.cleanup.operands import discard
@@ -41,7 +41,8 @@ class MergeAffine(NodePass):
                 break
             steps.append((at, step))
             at = step.source.producer()
-        dtype = editor.dtype(node.outputs[0])
+        known = (constant_tensor(value) for _, step in steps for value in step.constants)
+        dtype = next((tensor.dtype for tensor in known if tensor is not None), editor.dtype(node.outputs[0]))
         if len(steps) < 2 or dtype is None or dtype not in PRECISION:
             return None
         scale, shift = np.ones(()), np.zeros(())
@@ -61,10 +62,11 @@ class MergeAffine(NodePass):
         if sum(array.nbytes for _, array in new) > spare:
             raise Refuse("the merged constants would be larger than what they replace")
         value = steps[-1][1].source
+        name = (old[0].name if old else None) or "merged"
         for op, array in new[:-1]:
-            value = editor.insert(node, op, [value, editor.add_constant(node, array, f"{node.name}_{op}")], name="")
+            value = editor.insert(node, op, [value, editor.add_constant(node, array, name)], name="")
         op, array = new[-1]
-        editor.replace_node(node, op, [value, editor.add_constant(node, array, f"{node.name}_{op}")])
+        editor.replace_node(node, op, [value, editor.add_constant(node, array, name)])
         for inner, _ in steps[1:]:
             editor.remove(inner)
         discard(*old)

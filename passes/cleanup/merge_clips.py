@@ -76,11 +76,12 @@ class MergeClips(NodePass):
         if dtype is None:
             return False
         bounds: list[ir.Value | None] = []
-        for at, (bound, missing) in enumerate(((both.low, -math.inf), (both.high, math.inf)), 1):
+        ends = ("min", both.low, -math.inf), ("max", both.high, math.inf)
+        for at, (name, bound, missing) in enumerate(ends, 1):
             held = [input_at(n, at) for n in (node, first) if n.op_type == "Clip"]
             same = next((v for v in held if v is not None and editor.scalar(v) == bound), None)
             if same is None and bound != missing:
-                same = editor.add_constant(node, np.array(bound, dtype=dtype.numpy()), f"{node.name}_bound")
+                same = editor.add_constant(node, np.array(bound, dtype=dtype.numpy()), name)
             bounds.append(same)
         editor.replace_node(node, "Clip", [source, *bounds])
         return True

@@ -135,7 +135,7 @@ def size(model: onnx.ModelProto) -> int:
     kept = [entry for entry in copied.metadata_props if entry.key != AUDIT_KEY]
     del copied.metadata_props[:]
     copied.metadata_props.extend(kept)
-    return copied.ByteSize()
+    return len(copied.SerializeToString())
 
 
 def count_nodes(model: onnx.ModelProto) -> int:

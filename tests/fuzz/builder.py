@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import inf, prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,7 +32,7 @@ SYMBOLS: dict[str, Dim] = {"N": (2, 1), "seq len": (3, 5), "H": (4, 6)}
 """The dynamic dims and their two sizes."""
 
 MOST_ELEMENTS = 4000
-_EXACT_BELOW = {FLOAT: 2.0**20, DOUBLE: 2.0**45, HALF: 0.0}
+_EXACT_BELOW: dict[int, float] = {FLOAT: 2.0**20, DOUBLE: 2.0**45, HALF: 0.0}
 
 
 class Skip(Exception):  # noqa: N818: a step that found nothing to work on, no error
@@ -134,7 +134,7 @@ class Builder:
         largest = max((value.bound for value in given), default=3.0) if bound is None else bound
         rough = rough or any(value.rough for value in given if value.dtype in FLOATS)
         made = [
-            Value(self.fresh(), dtype, shape, rough or largest > _EXACT_BELOW.get(dtype, np.inf), largest)
+            Value(self.fresh(), dtype, shape, rough or largest > _EXACT_BELOW.get(dtype, inf), largest)
             for dtype, shape in outputs
         ]
         names = [value.name if value is not None else "" for value in inputs]

@@ -16,16 +16,18 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.conformance import oracle
 from tests.fuzz.builder import BOOL, FLOAT, INT64, SYMBOLS, Builder, Shape, Skip, Value, at
 from tests.fuzz.nesting import DOMAIN, NESTED, run_steps
-from tests.fuzz.steps import ELEMENTWISE, NETWORKS, SHAPES, Step
+from tests.fuzz.networks import NETWORKS, WRITTEN_OUT
+from tests.fuzz.steps import ELEMENTWISE, SHAPES, Step
 
-OPSETS = (7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22)
+OPSETS = (7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24)
 
 FLAVOURS: dict[str, tuple[Step, ...]] = {
     "elementwise": (*ELEMENTWISE, *SHAPES[:4]),
     "shapes": (*SHAPES, *SHAPES, *ELEMENTWISE),
     "networks": (*NETWORKS, *NETWORKS, *ELEMENTWISE),
+    "written out": (*WRITTEN_OUT, *WRITTEN_OUT, *NETWORKS),
     "nested": (*NESTED, *ELEMENTWISE, *SHAPES[:6]),
-    "everything": (*ELEMENTWISE, *SHAPES, *NETWORKS, *NESTED),
+    "everything": (*ELEMENTWISE, *SHAPES, *NETWORKS, *WRITTEN_OUT, *NESTED),
 }
 """What the graphs of a test are mostly made of."""
 
@@ -119,13 +121,13 @@ def _inputs(b: Builder) -> list[tuple[Value, list[str | int | None]]]:
             dtype = b.choose((FLOAT, FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16))
         dims: list[str | int | None]
         if kind == "image":
-            dims = [b.choose(("N", 1, 2)), b.choose((1, 2, 4)), b.choose(("H", 4)), 4]
+            dims = [_dim(b, "N", 1, 2), b.choose((1, 2, 4)), _dim(b, "H", 4), 4]
         elif kind == "rows":
-            dims = [b.choose(("N", "N", 2)), b.choose(("seq len", 3)), b.choose((1, 4))]
+            dims = [_dim(b, "N", "N", 2), _dim(b, "seq len", 3), b.choose((1, 4))]
         elif kind == "flag":
             dims = []
         else:
-            dims = [b.choose(("N", "seq len", 1, 2, 3, 4)) for _ in range(b.number(0, 3))]
+            dims = [_dim(b, "N", "seq len", 1, 2, 3, 4) for _ in range(b.number(0, 3))]
             if dims and b.number(0, 15) == 0:
                 dims[0] = 0
         shape: Shape = tuple(SYMBOLS[d] if isinstance(d, str) else (int(d or 0),) * 2 for d in dims)
@@ -133,6 +135,10 @@ def _inputs(b: Builder) -> list[tuple[Value, list[str | int | None]]]:
         b.values.append(value)
         made.append((value, [None if isinstance(d, str) and b.number(0, 7) == 0 else d for d in dims]))
     return made
+
+
+def _dim(b: Builder, *options: str | int) -> str | int:
+    return b.choose(options)
 
 
 def _overridable(b: Builder) -> list[Value]:
@@ -171,7 +177,7 @@ def _model(
         helper.make_tensor_value_info(v.name, v.dtype, _declared(v.shape, i if b.flip() else None))
         for i, v in enumerate(outputs)
     ]
-    ir_version = 8 if b.opset < 19 else 10
+    ir_version = max(8, helper.find_min_ir_version_for([helper.make_opsetid("", b.opset)]))
     nested = any(attribute.HasField("g") for node in b.nodes for attribute in node.attribute)
     if b.opset < 9 and not b.functions and not nested and b.flip():
         ir_version = 3  # in which every initializer had to be an input too

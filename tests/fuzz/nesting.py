@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
-from tests.fuzz.builder import BOOL, FLOAT, INT64, Builder, Skip, Value
+from tests.fuzz.builder import BOOL, INT64, Builder, Skip, Value
 from tests.fuzz.steps import ELEMENTWISE, SHAPES, Step, is_single
 
 DOMAIN = "onnxopt.fuzz"

@@ -10,7 +10,21 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from tests.fuzz.builder import (
-    BOOL, DOUBLE, FLOAT, FLOATS, HALF, INT32, INT64, NUMBERS, Builder, Shape, Skip, Value, at, broadcast, fixed,
+    BOOL,
+    DOUBLE,
+    FLOAT,
+    FLOATS,
+    HALF,
+    INT32,
+    INT64,
+    NUMBERS,
+    Builder,
+    Shape,
+    Skip,
+    Value,
+    at,
+    broadcast,
+    fixed,
     is_static,
 )  # fmt: skip
 
@@ -28,7 +42,7 @@ def is_single(value: Value) -> bool:
     return value.dtype == FLOAT
 
 
-def _is_full(value: Value) -> bool:
+def is_full(value: Value) -> bool:
     return all(0 not in dim for dim in value.shape)
 
 
@@ -207,13 +221,14 @@ def transpose(b: Builder) -> Value:
     order = b.draw(st.permutations(range(x.rank)))
     y = transpose_(b, x, list(order))
     if b.flip():
-        y = transpose_(b, y, list(b.draw(st.permutations(range(x.rank)))) if b.flip() else [int(i) for i in np.argsort(order)])
+        back = [int(i) for i in np.argsort(order)]
+        y = transpose_(b, y, list(b.draw(st.permutations(range(x.rank)))) if b.flip() else back)
     return y
 
 
 def reshape(b: Builder) -> Value:
     """Merge neighbours, split one, or keep all, with the shape given in one of the usual ways."""
-    x = b.pick(lambda v: _is_full(v) and v.rank >= 1)
+    x = b.pick(lambda v: is_full(v) and v.rank >= 1)
     dims = list(x.shape)
     written: list[int | None] = [0] * len(dims)  # 0: copied, None: taken from elsewhere
     if len(dims) >= 2 and b.flip():
@@ -311,7 +326,7 @@ def split(b: Builder) -> list[Value]:
     axis = b.choose([i for i, (m, n) in enumerate(x.shape) if m == n and m >= 1])
     size = x.shape[axis][0]
     first = b.number(0, size - 1) if size > 1 else size
-    sizes = [first, size - first] if size > first and first > 0 else [size]
+    sizes = [first, size - first] if size > first > 0 else [size]
     outputs = [(x.dtype, (*x.shape[:axis], (s, s), *x.shape[axis + 1 :])) for s in sizes]
     if b.opset < 13:
         made = b.emit("Split", [x], outputs, axis=axis, split=sizes)
@@ -323,7 +338,7 @@ def split(b: Builder) -> list[Value]:
 
 
 def pad(b: Builder) -> Value:
-    x = b.pick(lambda v: is_single(v) and v.rank >= 1 and _is_full(v))
+    x = b.pick(lambda v: is_single(v) and v.rank >= 1 and is_full(v))
     before, after = ([b.choose((0, 0, 1)) for _ in x.shape] for _ in range(2))
     shape = tuple((d[0] + s + e, d[1] + s + e) for d, s, e in zip(x.shape, before, after, strict=True))
     if b.opset < 11:
@@ -349,144 +364,11 @@ def shape_arithmetic(b: Builder) -> Value:
     return b.one("Cast", [number], FLOAT, fixed(1), to=FLOAT) if b.flip() else number
 
 
-# -- networks ----------------------------------------------------------------------------------------------
-
-
-def convolution(b: Builder) -> Value:
-    x = b.pick(lambda v: is_single(v) and v.rank == 4 and _is_full(v) and v.shape[1][0] == v.shape[1][1])
-    channels = x.shape[1][0]
-    kernel, edge = b.choose(((1, 0), (3, 1), (2, 0)))
-    if min(min(d) for d in x.shape[2:]) + 2 * edge < kernel:
-        raise Skip
-    depthwise = b.flip()
-    made = channels if depthwise else b.choose((1, 2, 4))
-    w = b.weights(FLOAT, made, 1 if depthwise else channels, kernel, kernel)
-    bias = [b.weights(FLOAT, made)] if b.flip() else []
-    space = tuple((m + 2 * edge - kernel + 1, n + 2 * edge - kernel + 1) for m, n in x.shape[2:])
-    shape = (x.shape[0], (made, made), *space)
-    y = b.one(
-        "Conv", [x, w, *bias], FLOAT, shape, group=channels if depthwise else 1, pads=[edge] * 4,
-        kernel_shape=[kernel] * 2, bound=x.bound * 2 * kernel * kernel * channels + 2,
-    )  # fmt: skip
-    follower = b.choose((None, batch_norm, scale_channels, "Relu"))
-    if follower == "Relu":
-        return b.one("Relu", [y], FLOAT, shape)
-    return follower(b, y) if callable(follower) else y
-
-
-def batch_norm(b: Builder, x: Value | None = None) -> Value:
-    if x is None:
-        x = b.pick(lambda v: is_single(v) and v.rank >= 3 and _is_full(v) and v.shape[1][0] == v.shape[1][1])
-    count = x.shape[1][0]
-    scale, bias, mean = (b.weights(FLOAT, count) for _ in range(3))
-    variance = b.constant(np.arange(1, count + 1, dtype=np.float32))
-    bound = 3 * (x.bound + 2) + 2
-    return b.one("BatchNormalization", [x, scale, bias, mean, variance], FLOAT, x.shape, rough=True, bound=bound)
-
-
-def scale_channels(b: Builder, x: Value | None = None) -> Value:
-    """A multiplication or addition a channel, as a folded normalization leaves it."""
-    if x is None:
-        x = b.pick(lambda v: is_single(v) and v.rank == 4 and v.shape[1][0] == v.shape[1][1])
-    w = b.weights(FLOAT, x.shape[1][0], 1, 1)
-    return b.one(b.choose(("Mul", "Add", "Sub")), [x, w], FLOAT, broadcast(x.shape, w.shape), bound=2 * x.bound + 2)
-
-
-def pool(b: Builder) -> Value:
-    x = b.pick(lambda v: is_single(v) and v.rank == 4 and _is_full(v))
-    if b.flip():
-        return b.one("GlobalAveragePool", [x], FLOAT, (*x.shape[:2], (1, 1), (1, 1)), rough=True)
-    if min(min(d) for d in x.shape[2:]) < 2:
-        raise Skip
-    shape = (*x.shape[:2], *((m // 2, n // 2) for m, n in x.shape[2:]))
-    op = b.choose(("MaxPool", "AveragePool"))
-    return b.one(op, [x], FLOAT, shape, rough=op != "MaxPool", kernel_shape=[2, 2], strides=[2, 2])
-
-
-def linear(b: Builder) -> Value:
-    """A matrix product with weights, with or without a bias after it."""
-    x = b.pick(lambda v: is_single(v) and v.rank >= 2 and _is_full(v) and v.shape[-1][0] == v.shape[-1][1])
-    count, made = x.shape[-1][0], b.choose((1, 2, 4))
-    bound = x.bound * 2 * count + 2
-    if x.rank == 2 and b.flip():
-        turned = b.flip()
-        w = b.weights(FLOAT, made, count) if turned else b.weights(FLOAT, count, made)
-        bias = [b.weights(FLOAT, *b.choose(((made,), (1, made), (), (1,))))] if b.opset < 11 or b.flip() else []
-        scale = {"alpha": 2.0} if b.flip() else {}
-        return b.one(
-            "Gemm", [x, w, *bias], FLOAT, (x.shape[0], (made, made)), transB=int(turned), bound=2 * bound, **scale
-        )  # type: ignore[arg-type]
-    shape = (*x.shape[:-1], (made, made))
-    y = b.one("MatMul", [x, b.weights(FLOAT, count, made)], FLOAT, shape, bound=bound)
-    if b.flip():
-        bias_value = b.weights(FLOAT, made)
-        y = b.one("Add", [y, bias_value] if b.flip() else [bias_value, y], FLOAT, shape, bound=bound + 2)
-    return y
-
-
-def product(b: Builder) -> Value:
-    """A matrix product of two activations."""
-    x = b.pick(lambda v: is_single(v) and v.rank >= 2 and _is_full(v))
-    turned = transpose_(b, x, [*range(x.rank - 2), x.rank - 1, x.rank - 2])
-    shape = (*x.shape[:-1], x.shape[-2])
-    return b.one("MatMul", [x, turned], FLOAT, shape, bound=x.bound**2 * max(x.shape[-1]))
-
-
-def reduce(b: Builder) -> Value:
-    x = b.pick(lambda v: is_single(v) and v.rank >= 1 and _is_full(v))
-    op = b.choose(("ReduceSum", "ReduceMean", "ReduceMax"))
-    axis, keep = b.number(0, x.rank - 1), b.flip()
-    dims = [d for i, d in enumerate(x.shape) if i != axis or keep]
-    if keep:
-        dims[axis] = (1, 1)
-    written = axis - x.rank if b.opset >= 11 and b.flip() else axis
-    rest = {"rough": op == "ReduceMean", "bound": x.bound * max(x.shape[axis]), "keepdims": int(keep)}
-    if b.opset >= 18 or (op == "ReduceSum" and b.opset >= 13):
-        return b.one(op, [x, b.ints(written)], FLOAT, tuple(dims), **rest)  # type: ignore[arg-type]
-    return b.one(op, [x], FLOAT, tuple(dims), axes=[written], **rest)  # type: ignore[arg-type]
-
-
-def softmax(b: Builder) -> Value:
-    x = b.pick(lambda v: is_single(v) and v.rank >= 1 and _is_full(v))
-    axis = b.choose((None, x.rank - 1, 0))
-    chosen = {} if axis is None or (b.opset < 13 and x.rank < 2) else {"axis": axis}
-    if not chosen and b.opset < 13 and x.rank < 2:
-        chosen = {"axis": 0}
-    return b.one(b.choose(("Softmax", "LogSoftmax")), [x], FLOAT, x.shape, rough=True, **chosen)  # type: ignore[arg-type]
-
-
-def layer_norm(b: Builder) -> Value:
-    """A normalization over the last axis, written out."""
-    x = b.pick(lambda v: is_single(v) and v.rank >= 2 and _is_full(v) and v.shape[-1][0] == v.shape[-1][1] and v.bound < 100)
-    small = (*x.shape[:-1], (1, 1))
-    axes = {"axes": [-1 if b.opset >= 11 else x.rank - 1]} if b.opset < 18 else {}
-    inputs = [b.ints(-1)] if b.opset >= 18 else []
-    mean = b.one("ReduceMean", [x, *inputs], FLOAT, small, rough=True, **axes)  # type: ignore[arg-type]
-    gap = b.one("Sub", [x, mean], FLOAT, x.shape, bound=2 * x.bound)
-    square = b.one("Mul", [gap, gap], FLOAT, x.shape)
-    spread = b.one("ReduceMean", [square, *inputs], FLOAT, small, **axes)  # type: ignore[arg-type]
-    safe = b.one("Add", [spread, b.constant(np.array(0.5, dtype=np.float32))], FLOAT, small)
-    root = b.one("Sqrt", [safe], FLOAT, small)
-    return b.one("Div", [gap, root], FLOAT, x.shape, bound=10.0)
-
-
-def gelu(b: Builder) -> Value:
-    if b.opset < 9:
-        raise Skip
-    x = b.pick(lambda v: is_single(v) and v.bound < 1000)
-    root, one, half = (b.constant(np.array(c, dtype=np.float32)) for c in (np.sqrt(2.0), 1.0, 0.5))
-    inner = b.one("Erf", [b.one("Div", [x, root], FLOAT, x.shape, rough=True)], FLOAT, x.shape)
-    product_ = b.one("Mul", [x, b.one("Add", [inner, one], FLOAT, x.shape)], FLOAT, x.shape, bound=2 * x.bound)
-    return b.one("Mul", [product_, half], FLOAT, x.shape)
-
-
 ELEMENTWISE: tuple[Step, ...] = (
-    unary, unary, binary, binary, binary, divide_or_raise, compare_and_choose, clip, cast, widen, pass_through, repeat,
+    unary, unary, binary, binary, binary, divide_or_raise, compare_and_choose, clip, cast, widen, pass_through,
+    repeat,
 )  # fmt: skip
 SHAPES: tuple[Step, ...] = (
-    transpose, reshape, reshape, flatten, unsqueeze, squeeze, slice_some, expand, tile, gather, concat, split, pad, fill,
-    shape_arithmetic,
-)  # fmt: skip
-NETWORKS: tuple[Step, ...] = (
-    convolution, convolution, batch_norm, scale_channels, pool, linear, linear, product, reduce, softmax, layer_norm, gelu,
+    transpose, reshape, reshape, flatten, unsqueeze, squeeze, slice_some, expand, tile, gather, concat, split, pad,
+    fill, shape_arithmetic,
 )  # fmt: skip
