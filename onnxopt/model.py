@@ -36,6 +36,9 @@ OFFLOAD_BYTES = 16 * 1024
 PROTOBUF_LIMIT = 2**31 - 1
 """The largest message that protobuf can write, in bytes."""
 
+_INLINE = "\x01onnxopt.inline."
+"""Marks, while a file is being written, a reference to data that goes into it in that place."""
+
 _ASIDE, _SOURCE, _DECLARED = "onnxopt.set_aside", "onnxopt.source", "onnxopt.declared"
 
 
@@ -214,7 +217,7 @@ def save(
         if not (external_data and main):
             inline.append(tensor)
             where = where if main else wire.EVERYWHERE
-            return _external(tensor, str(len(inline) - 1), None, None)
+            return _external(tensor, f"{_INLINE}{len(inline) - 1}", None, None)
         payloads.append(tensor)
         start = _aligned(end, tensor)
         end = start + tensor.nbytes
@@ -306,7 +309,7 @@ def _check_sizes(model: ir.Model, origin: str) -> None:
             found = max(len(getattr(proto, field)) for field in _TYPED_DATA)
             if tensor.dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
                 found //= 2
-            elif tensor.dtype.itemsize < 1:  # several to an element of int32_data, one to a byte of it
+            elif tensor.dtype.bitwidth in (2, 4):  # several to an element of int32_data, one to a byte of it
                 wanted = tensor.nbytes
         if found != wanted:
             raise ModelError(
@@ -431,7 +434,10 @@ def _inlined(body: memoryview, payloads: list[ir.TensorProtocol]) -> list[wire.P
     tensor = onnx.TensorProto.FromString(bytes(body))
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return None
-    payload = payloads[int(tensor.external_data[0].value)]
+    location = tensor.external_data[0].value
+    if not location.startswith(_INLINE):  # one that stays external
+        return None
+    payload = payloads[int(location.removeprefix(_INLINE))]
     del tensor.external_data[:]
     tensor.ClearField("data_location")
     data: list[wire.Piece] = [wire.Deferred(cast(wire.Payload, payload), payload.nbytes)]

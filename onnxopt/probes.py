@@ -9,7 +9,7 @@ several sizes, and only sizes on which the original itself runs are kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -32,8 +32,15 @@ def interface_inputs(model: ir.Model) -> list[ir.Value]:
     return [value for value in model.graph.inputs if not value.is_initializer()]
 
 
-def probe_feeds(model: ir.Model, session: Session, *, count: int = 3, seed: int = 0) -> list[Feeds]:
-    """Up to ``count`` sets of inputs on which ``session`` runs, over different sizes of the dynamic dims.
+class Probe(NamedTuple):
+    """One set of inputs, and what the model computes for it."""
+
+    feeds: Feeds
+    outputs: list[Any]
+
+
+def find_probes(model: ir.Model, session: Session, *, count: int = 2, seed: int = 0) -> list[Probe]:
+    """Up to ``count`` sets of inputs on which ``session`` runs, at different sizes of the dynamic dims.
 
     Raises ``DataError`` if none is found, saying which inputs the model wants.
     """
@@ -44,24 +51,23 @@ def probe_feeds(model: ir.Model, session: Session, *, count: int = 3, seed: int 
             raise DataError(f"the input {value.name!r} is not a tensor of known rank; give data for it")
     names = {dim for value in inputs for dim in _symbols(value)}
     batch = {dim for value in inputs for dim in list(_symbols(value, axis=0))}
-    found: list[Feeds] = []
-    others_tried: set[int] = set()
+    found: list[Probe] = []
+    used: list[tuple[int, int]] = []
     failure: EngineError | None = None
-    for sizes, default in _assignments(batch, names - batch, count):
+    for batch_size, size, sizes in _assignments(batch, names - batch, count):
         if len(found) == count:
             break
-        if len(found) == 1 and default in others_tried and names - batch:
-            continue  # the second set is worth more at another size
+        if names and any(batch_size == b > 1 or (size == s and names - batch) for b, s in used):
+            continue  # what is known at one size is worth less than another size
         try:
-            feeds = {value.name or "": _draw(value, sizes, default, rng) for value in inputs}
-            session.run(feeds)
+            feeds = {value.name or "": _draw(value, sizes, size, rng) for value in inputs}
+            found.append(Probe(feeds, session.run(feeds)))
         except EngineError as error:
             failure = failure or error
-            continue
         except _TooLarge:
             continue
-        found.append(feeds)
-        others_tried.add(default)
+        else:
+            used.append((batch_size, size))
     if not found:
         wanted = ", ".join(f"{v.name} {v.dtype.name if v.dtype else '?'} {v.shape}" for v in inputs)
         raise DataError(f"no inputs were found on which the model runs ({wanted}); give data. {failure or ''}".strip())
@@ -72,18 +78,23 @@ class _TooLarge(Exception):
     """An input would take too much memory at these sizes."""
 
 
-def _assignments(batch: set[str], others: set[str], count: int) -> Iterator[tuple[dict[str, int], int]]:
-    """Sizes of the dynamic dims to try, with the size that stands for "long": first all dims alike but for
-    the batch, then one dim at a time with all others at 1, for models whose dims hang together."""
+def _assignments(
+    batch: set[str], others: set[str], count: int
+) -> Iterator[tuple[int, int, dict[str, int]]]:
+    """What to try: the batch size, the size that stands for "long", and both by dim.
+
+    First all dims are alike but for the batch; then one dim at a time is long and all others are 1, for models
+    whose dims hang together.
+    """
     if not others:
-        for size in (2, 1, 3) if batch else (1,) * count:
-            yield dict.fromkeys(batch, size), 16
+        for size in _BATCH_SIZES if batch else (1,) * count:
+            yield size, 16, dict.fromkeys(batch, size)
     for other in _OTHER_SIZES if others else ():
         for size in _BATCH_SIZES if batch else (1,):
-            yield {**dict.fromkeys(others, other), **dict.fromkeys(batch, size)}, other
+            yield size, other, {**dict.fromkeys(others, other), **dict.fromkeys(batch, size)}
     for dim in sorted(others):
         for other in _OTHER_SIZES:
-            yield {**dict.fromkeys(others | batch, 1), dim: other}, other
+            yield 1, other, {**dict.fromkeys(others | batch, 1), dim: other}
 
 
 def _symbols(value: ir.Value, axis: int | None = None) -> Iterator[str]:

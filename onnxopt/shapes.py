@@ -61,6 +61,7 @@ class Facts:
             for output in node.outputs
         }
         _forget_value_info(proto.graph, opaque)
+        _add_types_of_ml(proto)
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         except Exception:  # onnx raises several unrelated types; without inference we only know less
@@ -159,6 +160,22 @@ def _forget_value_info(graph: onnx.GraphProto, but: Iterable[str], is_body: bool
                 _forget_value_info(attribute.g, but, True)
             for body in attribute.graphs:
                 _forget_value_info(body, but, True)
+
+
+def _add_types_of_ml(model: onnx.ModelProto) -> None:
+    """Note the output types of classical operators that allow only one; onnx does not infer them."""
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    known = {info.name for info in (*model.graph.value_info, *model.graph.output)}
+    for node in model.graph.node:
+        if node.domain != "ai.onnx.ml":
+            continue
+        try:
+            formal = onnx.defs.get_schema(node.op_type, versions.get(node.domain, 1), node.domain).outputs
+        except onnx.defs.SchemaError:
+            continue
+        for name, output in zip(node.output, formal, strict=False):
+            if output.types == {"tensor(float)"} and name and name not in known:
+                model.graph.value_info.add(name=name).type.tensor_type.elem_type = onnx.TensorProto.FLOAT
 
 
 def check_types(model: ir.Model) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.errors import EngineError
-from onnxopt.probes import probe_feeds
+from onnxopt.probes import find_probes
 from onnxopt.runtime import Feeds, Session, Snapshot
 
 NOISE_FACTOR = 10.0
@@ -59,7 +59,8 @@ class Reference:
         snapshot = Snapshot.of(model)
         session = Session(snapshot)
         if feeds is None:
-            feeds = probe_feeds(model, session)
+            probes = find_probes(model, session)
+            return cls(snapshot, [p.feeds for p in probes], [p.outputs for p in probes], session.outputs)
         return cls(snapshot, feeds, [session.run(f) for f in feeds], session.outputs)
 
     @cached_property

@@ -8,6 +8,7 @@ if __name__ != "onnxopt.passes":
 
 from onnxopt.pass_base import Pass
 from onnxopt.passes.cleanup.convert_opset import ConvertOpset
+from onnxopt.passes.cleanup.drop_default_inputs import DropDefaultInputs
 from onnxopt.passes.cleanup.drop_impossible_branches import DropImpossibleBranches
 from onnxopt.passes.cleanup.drop_initializer_inputs import DropInitializerInputs
 from onnxopt.passes.cleanup.drop_unused_opsets import DropUnusedOpsets
@@ -55,6 +56,7 @@ ALL: tuple[type[Pass], ...] = (
     RemoveNoOps,
     FoldShapes,
     FoldConstants,
+    DropDefaultInputs,
     MergeCasts,
     MergeClips,
     MergeConcats,

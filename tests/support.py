@@ -19,7 +19,7 @@ import onnxruntime as ort
 from onnxopt.graph import Editor
 from onnxopt.model import copy, from_proto, graphs, to_proto
 from onnxopt.pass_base import Context, Gate, Pass, Report
-from onnxopt.probes import probe_feeds
+from onnxopt.probes import find_probes
 from onnxopt.runtime import Feeds, Session, Snapshot
 
 
@@ -66,7 +66,10 @@ def assert_same_outputs(
 
     Without ``feeds``, inputs are generated, over several sizes of the dynamic dims.
     """
-    all_feeds = [feeds] if feeds is not None else probe_feeds(before, Session(Snapshot.of(before)))
+    if feeds is not None:
+        all_feeds = [feeds]
+    else:
+        all_feeds = [probe.feeds for probe in find_probes(before, Session(Snapshot.of(before)))]
     names = [value.name for value in before.graph.outputs]
     for each in all_feeds:
         for name, x, y in zip(names, outputs(before, each), outputs(after, each), strict=True):

@@ -107,7 +107,7 @@ def _tidy(message: Any) -> None:
                 _tidy(each)
     for name in ("metadata_props", "quant_parameter_tensor_names", "external_data"):
         if name != "external_data" and message.DESCRIPTOR.fields_by_name.get(name) is not None:
-            entries = sorted(((e.key, e.value) for e in getattr(message, name)))
+            entries = sorted((e.key, e.value) for e in getattr(message, name))
             message.ClearField(name)
             for key, value in entries:
                 getattr(message, name).add(key=key, value=value)
@@ -267,7 +267,7 @@ def with_metadata_everywhere() -> onnx.ModelProto:
     info = helper.make_tensor_value_info("s", TensorProto.FLOAT, ["N", 3])
     model = _add(value_info=[info, helper.make_tensor_value_info("w", TensorProto.FLOAT, [3])])
     function = helper.make_function("local", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 18)])
-    function.value_info.add(name="b")
+    function.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, None))
     model.functions.append(function)
     model.opset_import.add(domain="local", version=1)
     model.producer_name, model.producer_version, model.domain = "someone", "1.2", "org.example"
@@ -275,7 +275,7 @@ def with_metadata_everywhere() -> onnx.ModelProto:
     graph = model.graph
     holders = (
         model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, function,
-        *function.node,
+        *function.node, *function.value_info,
     )  # fmt: skip
     for at, each in enumerate(holders):
         each.doc_string = f"doc {at}"
@@ -302,10 +302,12 @@ def with_every_kind_of_attribute() -> onnx.ModelProto:
         helper.make_attribute("strings", ["a", "ü"]), helper.make_attribute("tensor", tensor),
         helper.make_attribute("tensors", [tensor, tensor]), helper.make_attribute("type", type_),
         helper.make_attribute("types", [type_]), helper.make_attribute("graph", graph),
-        AttributeProto(name="no ints", type=AttributeProto.INTS), AttributeProto(name="no text", type=AttributeProto.STRING, s=b""),
+        AttributeProto(name="no ints", type=AttributeProto.INTS),
+        AttributeProto(name="no text", type=AttributeProto.STRING, s=b""),
     ]  # fmt: skip
     attributes[0].doc_string = "about an attribute"
-    model.graph.node.append(onnx.NodeProto(op_type="Odd", domain="odd", input=["x"], output=["o"], attribute=attributes))
+    node = onnx.NodeProto(op_type="Odd", domain="odd", input=["x"], output=["o"], attribute=attributes)
+    model.graph.node.append(node)
     model.opset_import.add(domain="odd", version=1)
     return model
 
@@ -461,44 +463,47 @@ def test_large_weights_stay_in_the_file(tmp_path: Path) -> None:
         assert type(tensor).__name__ == "ExternalTensor" or tensor.nbytes < OFFLOAD_BYTES
 
 
+@pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("external_data", [None, False, True])
-def test_saves_over_the_file_it_came_from(external_data: bool | None, tmp_path: Path) -> None:
+def test_refuses_to_save_over_the_file_it_came_from(force: bool, external_data: bool | None, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(with_large_weights().SerializeToString())
-    expected = _results(path)
     model = load(path)
     with pytest.raises(OutputError):
-        save(model, path)
-    save(model, path, force=True, external_data=external_data)
-    assert oracle.difference(expected, _results(path)) is None
-    assert_unchanged(with_large_weights(), onnx.load(path))
-    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
+        save(model, path, force=force, external_data=external_data)
+    assert path.read_bytes() == with_large_weights().SerializeToString()
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_saves_over_the_data_file_it_came_from(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    onnx.save(with_large_weights(), path, save_as_external_data=True, location="model.onnx.data", size_threshold=1024)
-    expected = _results(path)
-    model = load(path)
-    model.graph.doc_string = "changed"
-    save(model, path, force=True)
-    assert oracle.difference(expected, _results(path)) is None
-    save(load(path), path, force=True, external_data=True)
-    assert oracle.difference(expected, _results(path)) is None
+def test_refuses_to_save_over_the_data_file_it_came_from(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    onnx.save(with_large_weights(), first, save_as_external_data=True, location="second.onnx.data", size_threshold=1024)
+    data = (tmp_path / "second.onnx.data").read_bytes()
+    model = load(first)
+    with pytest.raises(OutputError):
+        save(model, second, force=True)
+    assert (tmp_path / "second.onnx.data").read_bytes() == data
+    assert not second.exists()
+    save(model, second, external_data=False)
+    assert_unchanged(with_large_weights(), onnx.load(second))
 
 
-def test_the_model_in_memory_survives_the_loss_of_its_own_file(tmp_path: Path) -> None:
-    """After a save over its own file, a model in memory either reads the old weights or says that it cannot."""
-    path = tmp_path / "model.onnx"
-    path.write_bytes(with_large_weights().SerializeToString())
-    model = load(path)
-    expected = to_proto(model)
-    model.graph.doc_string = "moved by some bytes"
-    save(model, path, force=True)
-    save(model, tmp_path / "other.onnx")
-    after = onnx.load(tmp_path / "other.onnx")
-    after.graph.ClearField("doc_string")
-    assert_unchanged(expected, after)
+def test_a_link_to_the_input_is_the_input(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(with_large_weights().SerializeToString())
+    (tmp_path / "link.onnx").symlink_to("model.onnx")
+    with pytest.raises(OutputError):
+        save(load(tmp_path / "model.onnx"), tmp_path / "link.onnx", force=True)
+    with pytest.raises(OutputError):
+        save(load(tmp_path / "link.onnx"), tmp_path / "model.onnx", force=True)
+
+
+def test_saves_over_what_an_earlier_save_left(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    first.write_bytes(with_large_weights().SerializeToString())
+    for external_data in (True, False, True):
+        save(load(first), second, force=True, external_data=external_data)
+        assert_unchanged(with_large_weights(), onnx.load(second))
+        assert oracle.difference(_results(first), _results(second)) is None
 
 
 def test_two_saves_give_the_same_bytes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
-from onnxopt.passes.cleanup.linear import Affine, Layer, affine, layer_before, layer_behind, per_channel
+from onnxopt.passes.cleanup.linear import Affine, Layer, affine, ends_a_fusion, layer_before, layer_behind, per_channel
 from onnxopt.passes.cleanup.operands import broadcasts_into, discard
 
 
@@ -66,6 +66,8 @@ class FoldAffine(NodePass):
         )
         if scale is None or shift is None:
             return None
+        if ends_a_fusion(found.source):
+            raise Refuse("it ends a normalization or a GELU, which ONNX Runtime runs as one")
         if shift.any():
             if layer.pads:
                 raise Refuse(f"{layer.node.op_type} pads with zeros, which the shift would move")

@@ -34,6 +34,8 @@ class FoldPad(NodePass):
         reader = sole_reader(node.outputs[0])
         if source is None or reader is None or reader.op_type not in ("Conv", "AveragePool", "MaxPool"):
             return None
+        if editor.opset(node) < 7:
+            return None  # AveragePool could not count its padding yet
         if reader.domain or reader.graph is not node.graph or reader.inputs[0] is not node.outputs[0]:
             return None
         pads = padding(node, editor)

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnxopt.graph import Editor, attribute, constant_tensor, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
 from onnxopt.passes.cleanup.layout import Perm, inverse
-from onnxopt.passes.cleanup.operands import integers, permutation, write_constant
+from onnxopt.passes.cleanup.operands import input_at, integers, permutation, write_constant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def _flattens(node: ir.Node, size: int) -> bool:
     """Whether ``node`` makes one row of ``size`` elements of each item of the batch."""
     if node.op_type == "Flatten" and not node.domain:
         return bool(attribute(node, "axis", 1) == 1)
-    target = integers(node.inputs[1]) if node.op_type == "Reshape" and not node.domain else None
+    target = integers(input_at(node, 1)) if node.op_type == "Reshape" and not node.domain else None
     if target is None or len(target) != 2 or attribute(node, "allowzero", 0) != 0:
         return False
     return target in ((-1, size), (0, size), (0, -1))

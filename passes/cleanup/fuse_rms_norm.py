@@ -41,16 +41,18 @@ def _normalized(op: Op, x: Pattern) -> Pattern:
 
 
 @rule(lambda op, x, scale: op.Mul(_normalized(op, x), scale))
-def _with_scale(match: Match) -> ir.Value:
+def _with_scale(match: Match) -> ir.Value | None:
     return _fuse(match, has_scale=True)
 
 
 @rule(_normalized)
-def _plain(match: Match) -> ir.Value:
+def _plain(match: Match) -> ir.Value | None:
     return _fuse(match, has_scale=False)
 
 
-def _fuse(match: Match, has_scale: bool) -> ir.Value:
+def _fuse(match: Match, has_scale: bool) -> ir.Value | None:
+    if _is_centered(match["x"]):
+        return None
     match.requires(_OP, opset=23)
     dims = trailing_dims(match, _OP)
     if match.editor.dtype(match["x"]) != match.dtype():
@@ -60,6 +62,14 @@ def _fuse(match: Match, has_scale: bool) -> ir.Value:
     else:
         scale = match.constant(identity_scale(match, dims, _OP), f"{match.root.outputs[0].name}_scale")
     return match.insert(_OP, [match["x"], scale], {"axis": -len(dims), "epsilon": match.number("epsilon")})
+
+
+def _is_centered(x: ir.Value) -> bool:
+    """Whether ``x`` is a difference from a mean, which makes this a part of a layer normalization."""
+    node = x.producer()
+    mean_of = node.inputs[1] if node is not None and node.op_type == "Sub" else None
+    producer = mean_of.producer() if mean_of is not None else None
+    return producer is not None and producer.op_type == "ReduceMean"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,8 @@ def moved(node: ir.Node, flipped: Mapping[int, Perm], editor: Editor) -> Move | 
     rule = _RULES.get(node.op_type)
     if node.domain or rule is None or len(perms) != 1 or any(a.is_ref() for a in node.attributes.values()):
         return None
+    if editor.opset(node) < 7:
+        return None  # operands were still broadcast by attributes
     found = rule(node, next(iter(perms)), flipped, editor)
     return None if found is None or not set(flipped) <= set(found.data) else found
 
@@ -192,7 +194,7 @@ def _unsqueeze(node: ir.Node, perm: Perm, flipped: Mapping[int, Perm], editor: E
 def _reshape(node: ir.Node, perm: Perm, flipped: Mapping[int, Perm], editor: Editor) -> Move | None:
     """A ``Reshape`` that only adds, drops and moves dims of 1; where they stand does not matter."""
     before, after = editor.shape(node.inputs[0]), editor.shape(node.outputs[0])
-    if before is None or after is None or len(before) != len(perm) or constant_tensor(node.inputs[1]) is None:
+    if before is None or after is None or len(before) != len(perm) or constant_tensor(input_at(node, 1)) is None:
         return None
     kept = [axis for axis, dim in enumerate(before) if dim != 1]
     places = [axis for axis, dim in enumerate(after) if dim != 1]

@@ -41,6 +41,10 @@ NODE_BYTES = 32
 """About what a node takes in the file, at least: a new constant may be larger than the old ones by so much."""
 
 
+LARGEST = 1 << 16
+"""Constants of more numbers than that belong to no channels and are not looked at."""
+
+
 @dataclass(frozen=True)
 class Affine:
     """What a node computes of its one variable input: ``scale · x + shift``, with arrays that broadcast."""
@@ -61,12 +65,12 @@ def affine(node: ir.Node, editor: Editor) -> Affine | None:
         if editor.dtype(node.inputs[0]) not in FLOATS:
             return None
         return Affine(node.inputs[0], -one, zero, ())
-    if node.op_type not in ("Mul", "Div", "Add", "Sub"):
+    if node.op_type not in _ARITHMETIC:
         return None
     for at in (1, 0):
         value, source = node.inputs[at], node.inputs[1 - at]
         tensor = constant_tensor(value)
-        if tensor is None or value is None or source is None or tensor.dtype not in FLOATS:
+        if tensor is None or value is None or source is None or tensor.dtype not in FLOATS or tensor.size > LARGEST:
             continue
         if constant_tensor(source) is not None:
             return None  # a constant expression
@@ -89,6 +93,24 @@ def affine(node: ir.Node, editor: Editor) -> Affine | None:
             return None
         return Affine(source, scale, shift, (value,))
     return None
+
+
+_ARITHMETIC = ("Mul", "Div", "Add", "Sub")
+
+
+def ends_a_fusion(value: ir.Value) -> bool:
+    """Whether ``value`` ends a normalization or a GELU written out, which ONNX Runtime runs as one node.
+
+    It would not find them any more if their last scale or shift were gone.
+    """
+    level = [value]
+    for _ in range(5):  # as many operators as lie between the end and the operator that gives them away
+        producers = [node for v in level if (node := v.producer()) is not None and not node.domain]
+        if any(node.op_type in ("Erf", "Tanh", "Sqrt", "Reciprocal") for node in producers):
+            return True
+        inner = (node.inputs for node in producers if node.op_type in _ARITHMETIC)
+        level = list({v: None for inputs in inner for v in inputs if v is not None})
+    return False
 
 
 @dataclass(frozen=True)
@@ -205,9 +227,7 @@ class Layer:
                 new, moved = weight * scale[:, None], shift @ weight
         return new, bias + moved * float(attribute(self.node, "alpha", 1.0))
 
-    def fitted(
-        self, weight: Array, bias: Array, freed: Iterable[ir.Value | None]
-    ) -> tuple[Array, Array | None]:
+    def fitted(self, weight: Array, bias: Array, freed: Iterable[ir.Value | None]) -> tuple[Array, Array | None]:
         """Weight and bias in the type of the layer; no bias if it has none and needs none.
 
         ``freed`` are the constants of the node that the layer swallows. Raises ``Refuse`` where the weight is

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, constant_tensor, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
-from onnxopt.passes.cleanup.linear import NODE_BYTES, PRECISION, Affine, Array, affine, spare_bytes
+from onnxopt.passes.cleanup.linear import NODE_BYTES, PRECISION, Affine, Array, affine, ends_a_fusion, spare_bytes
 from onnxopt.passes.cleanup.operands import discard
 
 
@@ -55,6 +55,8 @@ class MergeAffine(NodePass):
         parts = _parts(scale, shift)
         if len(parts) >= len(steps):
             return None
+        if ends_a_fusion(steps[-1][1].source):
+            raise Refuse("they end a normalization or a GELU, which ONNX Runtime runs as one")
         _check_precision(scales, shifts, dtype)
         new = [(op, array.astype(dtype.numpy())) for op, array in parts]
         old = [value for _, step in steps for value in step.constants]

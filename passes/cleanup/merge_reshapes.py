@@ -24,6 +24,7 @@ from onnxopt.passes.cleanup.operands import (
     axes,
     axes_in_input,
     discard,
+    input_at,
     integers,
     is_read,
     keeps_order,
@@ -120,7 +121,7 @@ def _cancels(first: ir.Node, node: ir.Node, source: ir.Value, editor: Editor) ->
 
 def _target_fits(first: ir.Node, node: ir.Node, source: ir.Value, editor: Editor) -> bool:
     """Whether the shape that a ``Reshape`` asks for says the same of ``source`` as of the output of ``first``."""
-    target = integers(node.inputs[1])
+    target = integers(input_at(node, 1))
     allowzero = attribute(node, "allowzero", 0)
     if target is None or allowzero is None:
         return False

@@ -53,9 +53,7 @@ def numbers(node: ir.Node, name: str, default: Sequence[int] = ()) -> tuple[int,
 
 def put_numbers(node: ir.Node, name: str, value: int | Sequence[int]) -> None:
     """Set an attribute to an integer or a list of integers."""
-    node.attributes[name] = (
-        ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, tuple(value))
-    )
+    node.attributes[name] = ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, tuple(value))
 
 
 def known_equal(a: Dim, b: Dim) -> bool:
@@ -116,9 +114,7 @@ def cuts(node: ir.Node, editor: Editor) -> dict[int, Cut] | None:
         steps: tuple[int, ...] | None = ()
     else:
         starts, ends = integers(input_at(node, 1)), integers(input_at(node, 2))
-        along, steps = (
-            () if input_at(node, at) is None else integers(input_at(node, at)) for at in (3, 4)
-        )
+        along, steps = (() if input_at(node, at) is None else integers(input_at(node, at)) for at in (3, 4))
     if starts is None or ends is None or along is None or steps is None:
         return None
     along = along or tuple(range(len(starts)))
@@ -144,7 +140,7 @@ def padding(node: ir.Node, editor: Editor) -> Padding | None:
     mode = attribute(node, "mode", "constant")
     along: tuple[int, ...] | None = None
     if editor.opset(node) < 11:
-        pads, value = numbers(node, "pads"), attribute(node, "value", 0.0)
+        pads, value = numbers(node, "pads") or None, attribute(node, "value", 0.0)
     else:
         pads = integers(input_at(node, 1))
         fill = input_at(node, 2)

@@ -113,7 +113,7 @@ class _Region:
         for node in reversed(list(self.moves)):
             if any(reader in self.moves for value in node.outputs for reader, _ in value.uses()):
                 continue
-            touched = {v: None for v in (*node.outputs, *node.inputs) if v is not None}
+            touched = self._touched([node])
             before = sum(self._cost(value) for value in touched)
             move = self.moves.pop(node)
             perms = {value: self.perms.pop(value) for value in node.outputs if value in self.perms}
@@ -147,8 +147,16 @@ class _Region:
 
     def gain(self) -> int:
         """How many transpositions fewer there are after the change."""
-        touched = {v: None for node in (*self.seeds, *self.moves) for v in (*node.outputs, *node.inputs)}
-        return -sum(self._cost(value) for value in touched if value is not None)
+        return -sum(self._cost(value) for value in self._touched((*self.seeds, *self.moves)))
+
+    def _touched(self, nodes: Iterable[ir.Node]) -> list[ir.Value]:
+        """The values that stand in the other order, or have to, around ``nodes``."""
+        found: dict[ir.Value, None] = {}
+        for node in nodes:
+            found.update(dict.fromkeys(node.outputs))
+            if node in self.moves:
+                found.update((v, None) for at in self.moves[node].data if (v := node.inputs[at]) is not None)
+        return list(found)
 
     def _cost(self, value: ir.Value) -> int:
         """How many more transpositions ``value`` takes, or fewer, if the region is changed."""
@@ -184,7 +192,7 @@ class _Region:
         """Whether no transposition that is added is of more data than one that goes."""
         gone: list[Dims | None] = []
         added: list[Dims | None] = []
-        for value in {v: None for node in (*self.seeds, *self.moves) for v in (*node.outputs, *node.inputs) if v}:
+        for value in self._touched((*self.seeds, *self.moves)):
             cost = self._cost(value)
             if cost < 0:
                 gone.append(self.editor.shape(value))

@@ -48,12 +48,28 @@ RANDOM_CASES = {
 }
 """Their outputs differ from run to run, so only their structure is checked."""
 
+MAY_GROW = {
+    "test_sce_NCd1d2d3_none_no_weight_negative_ii_expanded": "two nodes became constants, whose headers are larger",
+    "test_sce_NCd1d2d3d4d5_mean_weight_expanded": "two nodes became constants, whose headers are larger",
+    "test_sce_NCd1d2d3d4d5_none_no_weight_expanded": "two nodes became constants, whose headers are larger",
+    "test_sce_mean_no_weight_ii_4d_expanded": "two nodes became constants, whose headers are larger",
+    "test_sce_mean_weight_ii_4d_expanded": "two nodes became constants, whose headers are larger",
+}
+"""Their files get larger, by at most ``MOST_GROWTH`` bytes; every one of them has fewer nodes."""
+MOST_GROWTH = 26
+
+HIDDEN_FAULTS = {
+    "test_affine_grid_2d_expanded": "gives Range vectors where it takes scalars",
+    "test_affine_grid_2d_align_corners_expanded": "gives Range vectors where it takes scalars",
+}
+"""They were never valid, which onnx's checker sees only once an If that hid it is gone."""
+
 
 def test_the_models_are_there() -> None:
     names = [case.name for case in cases()]
     assert len(names) >= LEAST_CASES
     assert len(set(names)) == len(names)
-    assert set(RANDOM_CASES) <= set(names)
+    assert {*RANDOM_CASES, *MAY_GROW, *HIDDEN_FAULTS} <= set(names)
     assert sum(case.model_is_light for case in cases()) == 9
 
 
@@ -79,7 +95,7 @@ def _check(case: Case, *, twice: bool) -> str:
     before = case.proto()
     after = onnxopt.optimize(before, recipe="cleanup", verify="off").model
     assert before == case.proto(), "the model given was edited"
-    _check_structure(before, after)
+    _check_structure(case.name, before, after)
     if twice:
         again = onnxopt.optimize(case.proto(), recipe="cleanup", verify="off").model
         assert again.SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True), (
@@ -93,11 +109,19 @@ def _check(case: Case, *, twice: bool) -> str:
     return _check_outputs(case, before, after)
 
 
-def _check_structure(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+def _check_structure(name: str, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
     assert interface(before) == interface(after), f"the interface became {interface(after)}"
     assert count_nodes(after) <= count_nodes(before), "there are more nodes than before"
-    assert size(after) <= size(before), f"{size(after)} bytes instead of {size(before)}"
-    if _is_valid(before):
+    growth = size(after) - size(before)
+    if name in MAY_GROW:
+        assert 0 < growth <= MOST_GROWTH, "take it off the list"
+        assert count_nodes(after) < count_nodes(before)
+    else:
+        assert growth <= 0, f"{size(after)} bytes instead of {size(before)}"
+    if name in HIDDEN_FAULTS:
+        onnx.checker.check_model(after)
+        assert not _is_valid(after), "take it off the list"
+    elif _is_valid(before):
         onnx.checker.check_model(after, full_check=True)
 
 

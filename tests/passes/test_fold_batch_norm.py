@@ -12,11 +12,11 @@ from tests.support import count_ops, graph, ops, run
 RNG = np.random.default_rng(0)
 
 
-def _normal(*shape: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
+def _normal(*shape: int, dtype: Any = np.float32) -> Any:
     return RNG.normal(size=shape).astype(dtype)
 
 
-def _norm(channels: int, dtype: Any = np.float32, shift: bool = True) -> dict[str, np.ndarray[Any, Any]]:
+def _norm(channels: int, dtype: Any = np.float32, shift: bool = True) -> dict[str, Any]:
     zero = np.zeros(channels, dtype)
     return {
         "g": _normal(channels, dtype=dtype), "o": _normal(channels, dtype=dtype) if shift else zero,
@@ -32,7 +32,8 @@ NORM = "BatchNormalization(a, g, o, m, v)"
     ("layer", "weights"),
     [("Conv(x, w)", {"w": (6, 4, 3, 3)}), ("Conv(x, w, b)", {"w": (6, 4, 3, 3), "b": (6,)}),
      ("Conv<group = 2, pads = [1, 1, 1, 1]>(x, w, b)", {"w": (6, 2, 3, 3), "b": (6,)}),
-     ("ConvTranspose(x, w)", {"w": (4, 6, 3, 3)}), ("ConvTranspose<group = 2, strides = [2, 2]>(x, w)", {"w": (4, 3, 3, 3)})],
+     ("ConvTranspose(x, w)", {"w": (4, 6, 3, 3)}),
+     ("ConvTranspose<group = 2, strides = [2, 2]>(x, w)", {"w": (4, 3, 3, 3)})],
 )  # fmt: skip
 def test_into_the_convolution_before(layer: str, weights: dict[str, tuple[int, ...]], opset: int) -> None:
     before = graph(
@@ -41,7 +42,7 @@ def test_into_the_convolution_before(layer: str, weights: dict[str, tuple[int, .
     )  # fmt: skip
     after, report = run(FoldBatchNorm(), before)
     assert report.changed == 1
-    assert ops(after) == [layer.split("(")[0].split("<")[0]]
+    assert ops(after) == [layer.split("(", maxsplit=1)[0].split("<", maxsplit=1)[0]]
     assert after.graph.outputs[0].name == "y"
     assert set(after.graph.initializers) == {"w", "b"} if "b" in weights else "w" in after.graph.initializers
     assert len(after.graph.initializers) == 2
@@ -78,7 +79,9 @@ def test_half_precision() -> None:
 @pytest.mark.parametrize("padding", ["", '<auto_pad = "VALID">', "<pads = [0, 0]>"])
 def test_into_the_convolution_behind(padding: str) -> None:
     before = graph(
-        f"g (float[N,4,9] a) => (float[N,6,A] y) {{ n = {NORM} y = Conv{padding}(n, w) }}", w=_normal(6, 4, 3), **_norm(4)
+        f"g (float[N,4,9] a) => (float[N,6,A] y) {{ n = {NORM} y = Conv{padding}(n, w) }}",
+        w=_normal(6, 4, 3),
+        **_norm(4),
     )
     after, _ = run(FoldBatchNorm(), before)
     assert ops(after) == ["Conv"]
@@ -100,7 +103,8 @@ CONV = f"g (float[N,4,9] x) => (float[N,6,A] y{{}}) {{{{ a = Conv(x, w) y = {NOR
     [(CONV.format(", float[N,6,A] a", ""), {}, "the output of Conv is read elsewhere too"),
      (CONV.format(", float[N,6,A] z", "z = Neg(a)"), {}, "the output of Conv is read elsewhere too"),
      (CONV.format(", float[N,6,A] z", "z = Conv(x, w)"), {}, "the weight 'w' of Conv is shared"),
-     (CONV.format("", ""), {"v": np.full(6, -1, np.float32)}, "its variance is not positive, or a parameter is not finite")],
+     (CONV.format("", ""), {"v": np.full(6, -1, np.float32)},
+      "its variance is not positive, or a parameter is not finite")],
 )  # fmt: skip
 def test_refuses(body: str, change: dict[str, np.ndarray[Any, Any]], reason: str) -> None:
     _, report = run(FoldBatchNorm(), graph(body, **{"w": _normal(6, 4, 3), **_norm(6), **change}))
@@ -108,7 +112,8 @@ def test_refuses(body: str, change: dict[str, np.ndarray[Any, Any]], reason: str
 
 
 def test_keeps_training_and_what_follows_no_layer() -> None:
-    body = "g (float[N,4,9] x) => (float[N,6,A] y) { a = Conv(x, w) y, p, q = BatchNormalization<training_mode = 1>(a, g, o, m, v) }"
+    norm = "BatchNormalization<training_mode = 1>(a, g, o, m, v)"
+    body = f"g (float[N,4,9] x) => (float[N,6,A] y) {{ a = Conv(x, w) y, p, q = {norm} }}"
     assert run(FoldBatchNorm(), graph(body, w=_normal(6, 4, 3), **_norm(6)), verify=False)[1].changed == 0
     body = f"g (float[N,6,9] x) => (float[N,6,9] y) {{ a = Relu(x) y = {NORM} }}"
     assert run(FoldBatchNorm(), graph(body, **_norm(6)))[1].refusals == ()
@@ -128,7 +133,9 @@ def test_inside_a_body() -> None:
 
 
 def test_in_a_function() -> None:
-    constants = " ".join(f"{n} = Constant<value = float[1] {{{k}}}>()" for n, k in zip("gomv", (2, 3, 4, 5), strict=True))
+    constants = " ".join(
+        f"{n} = Constant<value = float[1] {{{k}}}>()" for n, k in zip("gomv", (2, 3, 4, 5), strict=True)
+    )
     before = graph(
         f"""g (float[N,1,9] x) => (float[N,1,A] y) {{ y = my.f(x) }}
         <domain: "my", opset_import: ["" : 18]> f (x) => (y) {{

@@ -13,12 +13,18 @@ W = np.random.default_rng(0).normal(size=(3, 2, 3, 3)).astype(np.float32)
 CONV = "y = Conv{}(a, w)"
 
 
-def _model(reader: str, pads: str = "0, 0, 1, 2, 0, 0, 0, 1", *, pad: str = "a = Pad(x, p)", opset: int = 13, first: str = "") -> ir.Model:
-    constants = f"p = Constant<value = int64[8] {{{pads}}}>() l = Constant<value = float {{-1}}>()" if "(x, p" in pad else ""
+def _model(
+    reader: str, pads: str = "0, 0, 1, 2, 0, 0, 0, 1", *, pad: str = "a = Pad(x, p)", opset: int = 13, first: str = ""
+) -> ir.Model:
+    constants = (
+        f"p = Constant<value = int64[8] {{{pads}}}>() l = Constant<value = float {{-1}}>()" if "(x, p" in pad else ""
+    )
     if first:
         pad = pad.replace("(x", "(f")
     weight: dict[str, Any] = {"w": W} if "w)" in reader else {}
-    return graph(f"g (float[N,2,H,W] x) => (float[N,C,A,B] y) {{ {constants} {first} {pad} {reader} }}", opset=opset, **weight)
+    return graph(
+        f"g (float[N,2,H,W] x) => (float[N,C,A,B] y) {{ {constants} {first} {pad} {reader} }}", opset=opset, **weight
+    )
 
 
 def _nodes(model: ir.Model) -> list[str]:
@@ -26,12 +32,18 @@ def _nodes(model: ir.Model) -> list[str]:
 
 
 def _pads(model: ir.Model) -> tuple[int, ...]:
-    return tuple(next(n for n in model.graph if "kernel_shape" in n.attributes or n.op_type == "Conv").attributes["pads"].value)
+    return tuple(
+        next(n for n in model.graph if "kernel_shape" in n.attributes or n.op_type == "Conv").attributes["pads"].value
+    )
 
 
 @pytest.mark.parametrize(
     ("own", "total"),
-    [("", (1, 2, 0, 1)), ('<auto_pad = "VALID">', (1, 2, 0, 1)), ("<pads = [1, 0, 1, 0], strides = [2, 2]>", (2, 2, 1, 1))],
+    [
+        ("", (1, 2, 0, 1)),
+        ('<auto_pad = "VALID">', (1, 2, 0, 1)),
+        ("<pads = [1, 0, 1, 0], strides = [2, 2]>", (2, 2, 1, 1)),
+    ],
 )
 def test_into_a_convolution(own: str, total: tuple[int, ...]) -> None:
     after, report = run(FoldPad(), _model(CONV.format(own)))
@@ -58,7 +70,7 @@ def test_into_an_average(counting: str) -> None:
 @pytest.mark.parametrize("first", ["f = Relu(x)", "f = Sigmoid(x)"])
 def test_into_a_maximum_of_what_is_not_negative(first: str) -> None:
     after, _ = run(FoldPad(), _model("y = MaxPool<kernel_shape = [3, 3]>(a)", first=first))
-    assert _nodes(after) == [first.split()[2].split("(")[0], "MaxPool"]
+    assert _nodes(after) == [first.split()[2].split("(", maxsplit=1)[0], "MaxPool"]
 
 
 def test_into_a_maximum_of_anything_if_it_fills_in_the_least() -> None:
@@ -78,7 +90,8 @@ def test_into_a_maximum_of_anything_if_it_fills_in_the_least() -> None:
      (_model(CONV.format('<auto_pad = "SAME_UPPER">')), "Conv pads to a size of its own accord"),
      (_model("y = MaxPool<kernel_shape = [3, 3]>(a)"), "MaxPool may pick the 0.0 that it fills in"),
      (_model("y = AveragePool<kernel_shape = [2, 2]>(a)"), "AveragePool cannot pad as much as its kernel is wide"),
-     (_model("y = AveragePool<kernel_shape = [3, 3], ceil_mode = 1>(a)"), "AveragePool rounds its size up or is dilated"),
+     (_model("y = AveragePool<kernel_shape = [3, 3], ceil_mode = 1>(a)"),
+      "AveragePool rounds its size up or is dilated"),
      (_model("y = AveragePool<kernel_shape = [3, 3], pads = [0, 0, 1, 0]>(a)"),
       "AveragePool leaves its own padding out of the average")],
 )  # fmt: skip

@@ -75,6 +75,14 @@ def test_refuses_another_scale_and_unknown_dims() -> None:
     assert "not all known" in report.refusals[0].text
 
 
+def test_leaves_a_layer_normalization() -> None:
+    body = "m = ReduceMean(z, last) x = Sub(z, m) " + FORMS[0]
+    before = graph(f"""g (float[N,4] z, float[4] scale) => (float[N,4] y) <float two = {{2.0}},
+        float eps = {{0.00001}}, int64[1] last = {{-1}}> {{ {body} }}""", opset=18)
+    _, report = run(FuseRmsNorm(), before)
+    assert (report.changed, report.refusals) == (0, ())
+
+
 def test_leaves_what_is_read_elsewhere() -> None:
     assert run(FuseRmsNorm(), model(FORMS[0], out="float[N,5,8] y, float[N,5,1] q"))[1].changed == 0
 

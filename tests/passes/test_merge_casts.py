@@ -15,8 +15,16 @@ FLOAT, UINT8, INT32, INT64, BOOL, FLOAT16, DOUBLE, BFLOAT16 = 1, 2, 6, 7, 9, 10,
      ("uint8", INT32, "uint8", UINT8), ("float", DOUBLE, "float", FLOAT), ("int32", DOUBLE, "int32", INT32)],
 )  # fmt: skip
 def test_removes_a_cast_there_and_back(first: str, wide: int, last: str, to: int, opset: int) -> None:
-    make = "a = Not(x)" if first == "bool" else "a = Mod(x, x)" if first == "uint8" and opset > 9 else "a = Concat<axis=0>(x, x)"
-    before = graph(f"g ({first}[N] x) => ({last}[M] y) {{ {make} b = Cast<to = {wide}>(a) y = Cast<to = {to}>(b) }}", opset=opset)
+    make = (
+        "a = Not(x)"
+        if first == "bool"
+        else "a = Mod(x, x)"
+        if first == "uint8" and opset > 9
+        else "a = Concat<axis=0>(x, x)"
+    )
+    before = graph(
+        f"g ({first}[N] x) => ({last}[M] y) {{ {make} b = Cast<to = {wide}>(a) y = Cast<to = {to}>(b) }}", opset=opset
+    )
     after, report = run(MergeCasts(), before)
     assert [note.text for note in report.changes] == ["cast back to what it was"]
     assert len(ops(after)) == 1

@@ -1,5 +1,6 @@
 """merge-clips."""
 
+import onnx_ir as ir
 import pytest
 
 from onnxopt.passes.cleanup.merge_clips import MergeClips
@@ -8,7 +9,7 @@ from tests.support import graph, ops, run
 BOUNDS = "m = Constant<value = float {-1}>() z = Constant<value = float {0}>() s = Constant<value = float {6}>()"
 
 
-def _nodes(model) -> list[str]:  # type: ignore[no-untyped-def]
+def _nodes(model: ir.Model) -> list[str]:
     return [op for op in ops(model) if op != "Constant"]
 
 
@@ -37,7 +38,10 @@ def test_merges(nodes: str, left: list[str], opset: int) -> None:
 
 @pytest.mark.parametrize(
     ("nodes", "low", "high"),
-    [("a = Relu(x) y = Clip<min = -1.0, max = 6.0>(a)", 0, 6), ("a = Clip<min = -2.0>(x) y = Clip<max = 3.0>(a)", -2, 3)],
+    [
+        ("a = Relu(x) y = Clip<min = -1.0, max = 6.0>(a)", 0, 6),
+        ("a = Clip<min = -2.0>(x) y = Clip<max = 3.0>(a)", -2, 3),
+    ],
 )
 def test_merges_attributes(nodes: str, low: float, high: float) -> None:
     after, _ = run(MergeClips(), graph(f"g (float[N] x) => (float[N] y) {{ {nodes} }}", opset=7))

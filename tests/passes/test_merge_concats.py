@@ -9,7 +9,7 @@ INPUTS = "float[N,2] x, float[N,3] z"
 
 
 @pytest.mark.parametrize("opset", [7, 22])
-@pytest.mark.parametrize("inner", [1, -1] )
+@pytest.mark.parametrize("inner", [1, -1])
 def test_merges(opset: int, inner: int) -> None:
     if opset < 11 and inner < 0:
         inner = 1
@@ -34,7 +34,9 @@ def test_keeps(nodes: str) -> None:
 
 
 def test_the_inner_value_is_an_output_too() -> None:
-    before = graph(f"g ({INPUTS}) => (float[N,5] a, float[N,7] y) {{ a = Concat<axis = 1>(x, z) y = Concat<axis = 1>(a, x) }}")
+    before = graph(
+        f"g ({INPUTS}) => (float[N,5] a, float[N,7] y) {{ a = Concat<axis = 1>(x, z) y = Concat<axis = 1>(a, x) }}"
+    )
     assert run(MergeConcats(), before)[1].changed == 0
 
 
@@ -43,7 +45,8 @@ def test_not_into_a_body() -> None:
         f"""g ({INPUTS}, bool c) => (float[N,7] y) {{
             a = Concat<axis = 1>(x, z)
             y = If (c) <then_branch = t () => (float[N,7] p) {{ p = Concat<axis = 1>(a, x) }},
-                        else_branch = e () => (float[N,7] r) {{ b = Concat<axis = 1>(x, z) r = Concat<axis = 1>(x, b) }}>
+                        else_branch = e () => (float[N,7] r) {{
+                            b = Concat<axis = 1>(x, z) r = Concat<axis = 1>(x, b) }}>
         }}"""
     )
     after, report = run(MergeConcats(), before)

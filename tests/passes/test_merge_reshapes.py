@@ -52,7 +52,8 @@ def test_merges(dims: str, nodes: str, rank: int, left: list[str], opset: int) -
 
 def test_attributes_of_old_opsets() -> None:
     before = graph(
-        "g (float[N,M] x) => (float[1,N,1,1,M] y) { a = Unsqueeze<axes = [1]>(x) b = Unsqueeze<axes = [0, 3]>(a) y = Neg(b) }",
+        "g (float[N,M] x) => (float[1,N,1,1,M] y) {"
+        " a = Unsqueeze<axes = [1]>(x) b = Unsqueeze<axes = [0, 3]>(a) y = Neg(b) }",
         opset=9,
     )
     after, _ = run(MergeReshapes(), before)
@@ -73,13 +74,18 @@ def test_keeps(dims: str, nodes: str, out: str) -> None:
 
 
 def test_the_middle_value_is_an_output_too() -> None:
-    before = graph(f"g (float[N,3,4] x) => (float[N,12] a, float[N,3,4] y) {{ {CONSTANTS} r = Neg(x) a = Reshape(r, flat) y = Reshape(a, back) }}")
+    before = graph(
+        f"g (float[N,3,4] x) => (float[N,12] a, float[N,3,4] y) {{"
+        f" {CONSTANTS} r = Neg(x) a = Reshape(r, flat) y = Reshape(a, back) }}"
+    )
     after, _ = run(MergeReshapes(), before)
     assert _nodes(after) == ["Neg", "Reshape"]
 
 
 def test_a_shape_that_copies_what_the_first_changed_is_written_out() -> None:
-    before = graph(f"g (float[4,N,3] x) => (float[A,B,C] y) {{ {CONSTANTS} a = Reshape(x, flat) y = Reshape(a, copy) }}")
+    before = graph(
+        f"g (float[4,N,3] x) => (float[A,B,C] y) {{ {CONSTANTS} a = Reshape(x, flat) y = Reshape(a, copy) }}"
+    )
     after, _ = run(MergeReshapes(), before)
     assert _nodes(after) == ["Reshape"]
     target = after.graph[-1].inputs[1]
@@ -91,7 +97,8 @@ def test_a_shape_that_copies_what_the_first_changed_is_written_out() -> None:
 def test_in_a_function() -> None:
     before = graph(
         f"""g (float[N,3,4] x) => (float[N,12] y) {{ y = my.f(x) }}
-        <domain: "my", opset_import: ["" : 18]> f (v) => (w) {{ {CONSTANTS} a = Unsqueeze(v, one) w = Reshape(a, flat) }}""",
+        <domain: "my", opset_import: ["" : 18]> f (v) => (w) {{
+            {CONSTANTS} a = Unsqueeze(v, one) w = Reshape(a, flat) }}""",
         extra=', "my" : 1',
     )
     after, report = run(MergeReshapes(), before)

@@ -11,9 +11,13 @@ from onnxopt.passes.cleanup.operands import END
 from tests.support import assert_same_outputs, graph, ops, run
 
 
-def _slice(out: str, x: str, starts: list[int], ends: list[int], axes: list[int], steps: list[int] | None = None) -> str:
+def _slice(
+    out: str, x: str, starts: list[int], ends: list[int], axes: list[int], steps: list[int] | None = None
+) -> str:
     names = {"s": starts, "e": ends, "a": axes, **({"t": steps} if steps else {})}
-    constants = " ".join(f"{out}{k} = Constant<value = int64[{len(v)}] {{{', '.join(map(str, v))}}}>()" for k, v in names.items())
+    constants = " ".join(
+        f"{out}{k} = Constant<value = int64[{len(v)}] {{{', '.join(map(str, v))}}}>()" for k, v in names.items()
+    )
     return f"{constants} {out} = Slice({x}, {', '.join(out + k for k in names)})"
 
 
@@ -41,7 +45,9 @@ def test_one_axis_from_the_front(dims: str) -> None:
         after, report = run(MergeSlices(), before, verify=False)
         assert report.changed == 1
         node = next(n for n in after.graph if n.op_type == "Slice")
-        start, end = (int(v.const_value.numpy()[0]) for v in node.inputs[1:3] if v is not None and v.const_value is not None)
+        start, end = (
+            int(v.const_value.numpy()[0]) for v in node.inputs[1:3] if v is not None and v.const_value is not None
+        )
         np.testing.assert_array_equal(x[:, start:end], x[:, a:b][:, c:d])
 
 
@@ -51,7 +57,9 @@ def test_one_axis_from_the_end(a: int, b: int, c: int, d: int) -> None:
     after, report = run(MergeSlices(), before)
     assert report.changed == 1
     assert _nodes(after) == ["Slice"]
-    _, report = run(MergeSlices(), _model(_slice("b", "x", [a], [b], [1]), _slice("y", "b", [c], [d], [1]), "N,M"), verify=False)
+    _, report = run(
+        MergeSlices(), _model(_slice("b", "x", [a], [b], [1]), _slice("y", "b", [c], [d], [1]), "N,M"), verify=False
+    )
     assert report.changed == 0
 
 
@@ -73,7 +81,8 @@ def test_attributes() -> None:
 
 def test_the_first_is_an_output_too() -> None:
     before = graph(
-        f"g (float[N,12] x) => (float[A,B] y, float[N,C] b) {{ {_slice('b', 'x', [1], [9], [1])} {_slice('y', 'b', [1], [3], [1])} }}"
+        f"g (float[N,12] x) => (float[A,B] y, float[N,C] b) {{"
+        f" {_slice('b', 'x', [1], [9], [1])} {_slice('y', 'b', [1], [3], [1])} }}"
     )
     assert run(MergeSlices(), before)[1].changed == 0
 
@@ -81,7 +90,8 @@ def test_the_first_is_an_output_too() -> None:
 def test_in_a_function() -> None:
     before = graph(
         f"""g (float[N,12] x) => (float[N,M] y) {{ y = my.f(x) }}
-        <domain: "my", opset_import: ["" : 18]> f (v) => (w) {{ {_slice("b", "v", [1], [9], [1])} {_slice("w", "b", [1], [3], [1])} }}""",
+        <domain: "my", opset_import: ["" : 18]> f (v) => (w) {{
+            {_slice("b", "v", [1], [9], [1])} {_slice("w", "b", [1], [3], [1])} }}""",
         extra=', "my" : 1',
     )
     after, report = run(MergeSlices(), before)

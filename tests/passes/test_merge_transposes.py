@@ -20,7 +20,8 @@ def test_two_that_cancel(opset: int) -> None:
 
 def test_two_that_become_one() -> None:
     before = graph(
-        "g (float[2,3,4] x) => (float[4,2,3] y) { a = Transpose<perm = [1, 0, 2]>(x) y = Transpose<perm = [2, 1, 0]>(a) }"
+        "g (float[2,3,4] x) => (float[4,2,3] y) {"
+        " a = Transpose<perm = [1, 0, 2]>(x) y = Transpose<perm = [2, 1, 0]>(a) }"
     )
     after, _ = run(MergeTransposes(), before)
     assert ops(after) == ["Transpose"]

@@ -44,10 +44,14 @@ THROUGH = [  # between (N, H, W, C) and (N, H, W, C), or what it makes of it
     "z = Max(t, t, c)",
 ]
 CONSTANTS = " ".join(
-    [_ints("halves", 2, 2), _ints("spatial", 1, 2), _ints("pads", 0, 1, 0, 2, 0, 0, 3, 0), _ints("starts", 0, 1), _ints("ends", 1, 3),
+    [_ints("halves", 2, 2), _ints("spatial", 1, 2), _ints("pads", 0, 1, 0, 2, 0, 0, 3, 0), _ints("starts", 0, 1),
+     _ints("ends", 1, 3),
      _ints("minus", -1, 1), _ints("one", 1), "k = Constant<value = float {0.5}>()"]
 )  # fmt: skip
-ARRAYS = {"c": RNG.normal(size=4).astype(np.float32), "p": RNG.normal(size=(5, 1, 4)).astype(np.float32)}
+ARRAYS: dict[str, Any] = {
+    "c": RNG.normal(size=4).astype(np.float32),
+    "p": RNG.normal(size=(5, 1, 4)).astype(np.float32),
+}
 
 
 @pytest.mark.parametrize("nodes", THROUGH)
@@ -66,7 +70,12 @@ def test_through(nodes: str) -> None:
 OLD = ["z = Pad<pads = [0, 1, 0, 2, 0, 0, 3, 0]>(t)", "z = Slice<starts = [0, 1], ends = [1, 3], axes = [-1, 2]>(t)",
        "z = ReduceSum<axes = [1]>(t)", "a = Unsqueeze<axes = [0]>(t) b = Abs(a) z = Squeeze<axes = [0]>(b)",
        "z = Clip<min = 0.0>(t)", "a, b = Split<axis = 3>(t) z = Add(a, b)"]  # fmt: skip
-NEW = ["a = Gelu(t) z = HardSwish(a)", "z = ReduceMean(t, spatial)", "z = Pad(t, two, , minus)", "z = ReduceSum<noop_with_empty_axes = 1>(t)"]
+NEW = [
+    "a = Gelu(t) z = HardSwish(a)",
+    "z = ReduceMean(t, spatial)",
+    "z = Pad(t, two, , minus)",
+    "z = ReduceSum<noop_with_empty_axes = 1>(t)",
+]
 
 
 @pytest.mark.parametrize(("opset", "nodes"), [*((7, n) for n in OLD), *((21, n) for n in NEW)])
@@ -106,7 +115,8 @@ def test_branches_that_meet() -> None:
     before = graph(
         "g (float[N,4,5,6] x, float[N,4,5,6] w) => (float[N,4,5,6] y, float[N,4,5,6] v) {"
         " t = Transpose<perm = [0, 2, 3, 1]>(x) u = Transpose<perm = [0, 2, 3, 1]>(w)"
-        " a = Relu(t) b = Neg(u) z = Add(a, b) y = Transpose<perm = [0, 3, 1, 2]>(z) e = Exp(z) v = Transpose<perm = [0, 3, 1, 2]>(e) }"
+        " a = Relu(t) b = Neg(u) z = Add(a, b) y = Transpose<perm = [0, 3, 1, 2]>(z) e = Exp(z)"
+        " v = Transpose<perm = [0, 3, 1, 2]>(e) }"
     )
     after, report = run(PushTransposes(), before)
     assert [note.text for note in report.changes] == ["let 4 nodes work in the other order, 4 fewer remain"]
@@ -114,12 +124,12 @@ def test_branches_that_meet() -> None:
 
 
 def test_adds_one_where_more_go() -> None:
-    before = graph(
-        f"g (float[N,4,5,6] x, float[N,5,6,4] w) => (float[N,4,5,6] y) {{ {IN} z = Add(t, w) {OUT} }}"
-    )
+    before = graph(f"g (float[N,4,5,6] x, float[N,5,6,4] w) => (float[N,4,5,6] y) {{ {IN} z = Add(t, w) {OUT} }}")
     after, _ = run(PushTransposes(), before)
     assert _left(after) == 1
-    before = graph(f"g (float[N,4,5,6] x, float[N,5,6,1] s) => (float[N,4,5,6] y) {{ {IN} r = Relu(t) z = Mul(r, s) {OUT} }}")
+    before = graph(
+        f"g (float[N,4,5,6] x, float[N,5,6,1] s) => (float[N,4,5,6] y) {{ {IN} r = Relu(t) z = Mul(r, s) {OUT} }}"
+    )
     assert _left(run(PushTransposes(), before)[0]) == 1
 
 
@@ -133,7 +143,8 @@ def test_a_reader_outside_keeps_the_name() -> None:
 
 def test_an_exit_may_become_another_transposition() -> None:
     before = graph(
-        f"g (float[N,4,5,6] x) => (float[N,4,5,6] y, float[A,B,C,D] v) {{ {IN} z = Relu(t) {OUT} v = Transpose<perm = [3, 2, 1, 0]>(z) }}"
+        f"g (float[N,4,5,6] x) => (float[N,4,5,6] y, float[A,B,C,D] v) {{"
+        f" {IN} z = Relu(t) {OUT} v = Transpose<perm = [3, 2, 1, 0]>(z) }}"
     )
     after, _ = run(PushTransposes(), before)
     assert _left(after) == 1
@@ -141,7 +152,8 @@ def test_an_exit_may_become_another_transposition() -> None:
 
 def test_two_outputs_that_become_the_same_value() -> None:
     before = graph(
-        f"g (float[N,4,5,6] x) => (float[N,4,5,6] y, float[N,4,5,6] v) {{ {IN} z = Relu(t) {OUT} v = Transpose<perm = [0, 3, 1, 2]>(z) }}"
+        f"g (float[N,4,5,6] x) => (float[N,4,5,6] y, float[N,4,5,6] v) {{"
+        f" {IN} z = Relu(t) {OUT} v = Transpose<perm = [0, 3, 1, 2]>(z) }}"
     )
     after, _ = run(PushTransposes(), before)
     assert count_ops(after) == {"Relu": 1, "Identity": 1}
@@ -156,7 +168,11 @@ def test_two_outputs_that_become_the_same_value() -> None:
      "z = Add(t, row) y = Transpose<perm = [0, 3, 1, 2]>(z)"],
 )  # fmt: skip
 def test_keeps(nodes: str) -> None:
-    nodes = "t2 = Transpose<perm = [0, 1, 3, 2]>(t) " + nodes.replace(" t2 = Transpose<perm = [0, 1, 3, 2]>(t)", "") if "t2" in nodes else nodes
+    nodes = (
+        "t2 = Transpose<perm = [0, 1, 3, 2]>(t) " + nodes.replace(" t2 = Transpose<perm = [0, 1, 3, 2]>(t)", "")
+        if "t2" in nodes
+        else nodes
+    )
     before = graph(
         f"g (float[1,4,5,6] x, float[M,5,6,4] big, float[4] row) => (float[A,B,C,D] y) {{ {IN} {nodes} }}", opset=13
     )
@@ -166,7 +182,8 @@ def test_keeps(nodes: str) -> None:
 def test_a_large_shared_constant_stays() -> None:
     shared = RNG.normal(size=(5, 6, 4)).astype(np.float32)
     before = graph(
-        f"g (float[N,4,5,6] x) => (float[N,4,5,6] y, float[5,6,4] v) {{ {IN} z = Add(t, c) {OUT} v = Neg(c) }}", c=shared
+        f"g (float[N,4,5,6] x) => (float[N,4,5,6] y, float[5,6,4] v) {{ {IN} z = Add(t, c) {OUT} v = Neg(c) }}",
+        c=shared,
     )
     assert run(PushTransposes(), before)[1].changed == 0
 
@@ -214,9 +231,13 @@ def test_random_graphs() -> None:
                 perm = ["0, 2, 1", "0, 1, 2", "1, 0, 2", "2, 1, 0", "1, 2, 0"][rng.integers(5)]
                 nodes.append(f"{name} = Transpose<perm = [{perm}]>({a})")
             else:
-                nodes.append([f"{name} = Add({a}, {b})", f"{name} = Tanh({a})", f"{name} = Softmax<axis = 1>({a})"][kind - 2])
+                nodes.append(
+                    [f"{name} = Add({a}, {b})", f"{name} = Tanh({a})", f"{name} = Softmax<axis = 1>({a})"][kind - 2]
+                )
             values.append(name)
-        before = graph(f"g (float[3,3,3] x, float[3,3,3] w) => (float[3,3,3] v11, float[3,3,3] v9) {{ {' '.join(nodes)} }}")
+        before = graph(
+            f"g (float[3,3,3] x, float[3,3,3] w) => (float[3,3,3] v11, float[3,3,3] v9) {{ {' '.join(nodes)} }}"
+        )
         for _ in range(6):
             before, first = run(PushTransposes(), before)
             before, second = run(MergeTransposes(), before)

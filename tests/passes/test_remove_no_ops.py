@@ -47,7 +47,9 @@ REMOVED = [  # opset, signature, nodes; the Relu in front keeps the result a nod
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("opset", "signature", "nodes"), REMOVED, ids=[f"{n.split(' = ')[-1]}-{o}" for o, _, n in REMOVED])
+@pytest.mark.parametrize(
+    ("opset", "signature", "nodes"), REMOVED, ids=[f"{n.split(' = ')[-1]}-{o}" for o, _, n in REMOVED]
+)
 def test_removes(opset: int, signature: str, nodes: str) -> None:
     before = graph(f"g {signature} {{ a = {'Neg' if opset < 7 else 'Relu'}(x) {nodes} }}", opset=opset)
     after, report = run(RemoveNoOps(), before, verify=opset >= 7)  # what ONNX Runtime loads
@@ -86,7 +88,8 @@ def test_keeps(opset: int, signature: str, nodes: str) -> None:
 
 def test_drops_the_empty_inputs_of_a_concat() -> None:
     before = graph(
-        "g (float[N] x, float[M] z) => (float[K] y) { e = Constant<value = float[0] {}>() y = Concat<axis = 0>(x, e, z) }"
+        "g (float[N] x, float[M] z) => (float[K] y) {"
+        " e = Constant<value = float[0] {}>() y = Concat<axis = 0>(x, e, z) }"
     )
     after, report = run(RemoveNoOps(), before)
     assert [note.text for note in report.changes] == ["dropped 1 empty input"]

@@ -1,0 +1,1 @@
+"""The cleanup recipe (exact simplification) beside its peers: ``python -m benchmarks.cleanup``."""

@@ -1,0 +1,1 @@
+"""Where the benchmark models come from."""
