@@ -8,7 +8,7 @@ types, and what replaces a value inherits its name and metadata.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +50,10 @@ class Editor:
     def has_any(self, ops: Iterable[str]) -> bool:
         """Whether there may be a node of one of these operator types."""
         return not self._indexed().keys().isdisjoint(ops)
+
+    def op_types(self) -> Collection[str]:
+        """The operator types that may occur, in any domain."""
+        return self._indexed().keys()
 
     def refresh(self) -> None:
         """Forget the index of nodes, and infer shapes anew if that may tell more; called between rounds.

@@ -18,9 +18,8 @@ constant raises the rank of what it is combined with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -122,10 +121,10 @@ class Rule:
     """The patterns by the operator type of their last node."""
     build: Build
 
-    @cached_property
-    def needs(self) -> frozenset[str]:
-        """Operator types without which no pattern matches."""
-        return frozenset.intersection(*(each.needs for patterns in self.roots.values() for each in patterns))
+    def among(self, present: Collection[str]) -> Rule:
+        """The rule with only those patterns that can match in a model of these operator types."""
+        roots = {op: tuple(p for p in patterns if p.needs.issubset(present)) for op, patterns in self.roots.items()}
+        return Rule({op: patterns for op, patterns in roots.items() if patterns}, self.build)
 
     @property
     def ops(self) -> frozenset[str]:
@@ -189,9 +188,8 @@ class RewritePass(NodePass):
     def run(self, context: Context) -> Report:
         log = Log(self, context)
         said: set[tuple[ir.Node, str]] = set()  # a shorter rule need not repeat what a longer one refused
-        for each in self.rules:
-            if not all(context.editor.has_any({op}) for op in each.needs):
-                continue
+        present = context.editor.op_types()
+        for each in (rule_.among(present) for rule_ in self.rules):
 
             def attempt(node: ir.Node, editor: Editor, each: Rule = each) -> str | None:
                 try:

@@ -156,6 +156,8 @@ def _forget_value_info(graph: onnx.GraphProto, but: Iterable[str], is_body: bool
             info.type.tensor_type.ClearField("shape")
     for node in graph.node:
         for attribute in node.attribute:
+            if node.op_type == "Squeeze" and attribute.name == "axes":
+                attribute.ints[:] = sorted(attribute.ints)  # before opset 11, onnx is wrong on any other order
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _forget_value_info(attribute.g, but, True)
             for body in attribute.graphs:

@@ -185,7 +185,7 @@ class Layer:
         return tuple(int(d) for d in tensor.shape.numpy())
 
     def weights(self) -> tuple[Array, Array]:
-        """Weight, and bias as a vector over the output channels, in float64."""
+        """Copies of the weight, and of the bias as a vector over the output channels, in float64."""
         weight = constant_tensor(self.weight)
         assert weight is not None
         bias = constant_tensor(self.bias)
@@ -199,33 +199,36 @@ class Layer:
         weight, bias = self.weights()
         match self.node.op_type:
             case "Conv":
-                new = weight * _along(scale, 0, weight.ndim)
+                weight *= _along(scale, 0, weight.ndim)
             case "ConvTranspose":
                 grouped = weight.reshape(self.groups, -1, *weight.shape[1:])
-                new = (grouped * scale.reshape(self.groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
+                grouped *= scale.reshape(self.groups, 1, -1, *[1] * (weight.ndim - 2))
             case "Gemm" if attribute(self.node, "transB", 0):
-                new = weight * scale[:, None]
+                weight *= scale[:, None]
             case _:
-                new = weight * scale
-        return new, bias * scale + shift
+                weight *= scale
+        return weight, bias * scale + shift
 
     def scaled_in(self, scale: Array, shift: Array) -> tuple[Array, Array]:
         """Weight and bias of the layer that sees ``x`` and computes what this one does of ``scale · x + shift``."""
         weight, bias = self.weights()
+        moved = np.zeros(self.channels_out)
         match self.node.op_type:
             case "Conv":
                 grouped = weight.reshape(self.groups, -1, *weight.shape[1:])
-                over = [self.groups, 1, -1, *[1] * (weight.ndim - 2)]
-                seen = (grouped * shift.reshape(over)).reshape(weight.shape)
-                moved = seen.sum(axis=tuple(range(1, weight.ndim)))
-                new = (grouped * scale.reshape(over)).reshape(weight.shape)
-            case "ConvTranspose":
-                new, moved = weight * _along(scale, 0, weight.ndim), np.zeros(self.channels_out)
+                sums = grouped.sum(axis=tuple(range(3, grouped.ndim)))
+                moved = np.einsum("gmc,gc->gm", sums, shift.reshape(self.groups, -1)).reshape(-1)
+                grouped *= scale.reshape(self.groups, 1, -1, *[1] * (weight.ndim - 2))
+            case "ConvTranspose":  # every place of the output sees another part of the kernel
+                assert not shift.any()
+                weight *= _along(scale, 0, weight.ndim)
             case "Gemm" if attribute(self.node, "transB", 0):
-                new, moved = weight * scale, weight @ shift
+                moved = weight @ shift
+                weight *= scale
             case _:
-                new, moved = weight * scale[:, None], shift @ weight
-        return new, bias + moved * float(attribute(self.node, "alpha", 1.0))
+                moved = shift @ weight
+                weight *= scale[:, None]
+        return weight, bias + moved * float(attribute(self.node, "alpha", 1.0))
 
     def fitted(self, weight: Array, bias: Array, freed: Iterable[ir.Value | None]) -> tuple[Array, Array | None]:
         """Weight and bias in the type of the layer; no bias if it has none and needs none.
@@ -346,9 +349,12 @@ def _rounded(array: Array, dtype: ir.DataType, op: str) -> Array:
     """``array`` in another type. Raises ``Refuse`` where that would lose more than the last place."""
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = array.astype(dtype.numpy())
-        back = rounded.astype(np.float64)
-        lost, largest = np.max(np.abs(back - array), initial=0.0), np.max(np.abs(array), initial=0.0)
-    if not np.isfinite(back).all() or lost > largest * 2.0 ** -PRECISION[dtype][0]:
+        lost = rounded.astype(np.float64)
+        lost -= array
+        largest = max(np.max(array, initial=0.0), -np.min(array, initial=0.0))
+        allowed = largest * 2.0 ** -PRECISION[dtype][0]
+        fits = bool(np.all(lost <= allowed) and np.all(lost >= -allowed))  # not so where anything is not finite
+    if not fits:
         raise Refuse(f"the weights of {op} would leave the range of {dtype.name}")
     return rounded
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute
+from onnxopt.passes.cleanup import operands
 
 
 def reduced_axes(node: ir.Node, editor: Editor) -> tuple[int, ...] | None:
     """The axes counted from the end, so ``-1`` is the last, in order; ``None`` if they cannot be told."""
     rank = editor.rank(node.inputs[0])
-    if len(node.inputs) > 1 and node.inputs[1] is not None:
-        array = editor.constant(node.inputs[1])
-        if array is None:
-            return None
-        axes = [int(axis) for axis in array.reshape(-1)]
-    else:
-        axes = list(attribute(node, "axes", ()))
+    axes = operands.axes(node, editor)
+    if axes is None:
+        return None
     if not axes:
         if attribute(node, "noop_with_empty_axes", 0):
             return ()

@@ -187,10 +187,10 @@ def test_inside_a_body() -> None:
 
 
 GELU = "d = Erf(x) e = Add(d, o) f = Mul(x, e) i = Mul(f, h) y = MatMul(i, w)"
-NORM = "m = ReduceMean<axes = [-1]>(x) d = Sub(x, m) q = Mul(d, d) v = ReduceMean<axes = [-1]>(q) e = Add(v, h) r = Sqrt(e)"
+NORM = "m = ReduceMean<axes = [-1]>(x) d = Sub(x, m) q = Mul(d, d) v = ReduceMean<axes = [-1]>(q) e = Add(v, h)"
 
 
-@pytest.mark.parametrize("nodes", [GELU, f"{NORM} n = Div(d, r) s = Mul(n, g) y = MatMul(s, w)"])
+@pytest.mark.parametrize("nodes", [GELU, f"{NORM} r = Sqrt(e) n = Div(d, r) s = Mul(n, g) y = MatMul(s, w)"])
 def test_leaves_what_onnx_runtime_runs_as_one(nodes: str) -> None:
     arrays = {"w": _normal(4, 6), "o": np.ones(1, np.float32), "h": np.full(1, 0.5, np.float32), "g": _normal(4)}
     before = graph(f"g (float[N,4] x) => (float[N,6] y) {{ {nodes} }}", opset=17, **_used(nodes, arrays))
