@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onnxopt.pass_base import IrPass as IrPass
     from onnxopt.pass_base import Pass as Pass
     from onnxopt.pipeline import PassManager as PassManager
-    from onnxopt.recipes import pipeline as pipeline
+    from onnxopt.recipes import parse_pipeline as parse_pipeline
     from onnxopt.recipes import recipe as recipe
 
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ _HOMES = {
     "from_graphsurgeon": "interop",
     "load": "model",
     "optimize": "api",
-    "pipeline": "recipes",
+    "parse_pipeline": "recipes",
     "recipe": "recipes",
     "save": "model",
     "to_graphsurgeon": "interop",

@@ -62,7 +62,7 @@ def optimize(
     if passes is None:
         chosen: Sequence[Pass] = recipes.recipe(recipe or "cleanup")
     else:
-        chosen = recipes.pipeline(passes) if isinstance(passes, str) else passes
+        chosen = recipes.parse_pipeline(passes) if isinstance(passes, str) else passes
     manager = PassManager(chosen, verify=verify, strict=strict, probes=probes, on_report=on_report)
     if isinstance(model, str | os.PathLike):
         result, report = manager.run(load(model), reload=partial(load, Path(model)))

@@ -94,7 +94,7 @@ def _optimize(
     from onnxopt.model import load, save, source_of
     from onnxopt.pipeline import PassManager
 
-    chosen = recipes.pipeline(passes) if passes is not None else recipes.recipe(recipe or "cleanup")
+    chosen = recipes.parse_pipeline(passes) if passes is not None else recipes.recipe(recipe or "cleanup")
     stage("load")
     loaded = load(model)
     source = source_of(loaded)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import onnxopt
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -24,3 +26,11 @@ def test_pages_of_passes_are_up_to_date() -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_public_names_and_modules_do_not_clash() -> None:
+    """``onnxopt.x`` must be the same thing whatever was imported before."""
+    modules = {path.stem for path in (ROOT / "onnxopt").iterdir()}
+    assert not modules & set(onnxopt.__all__)
+    for name in onnxopt.__all__:
+        assert getattr(onnxopt, name) is not None

@@ -8,23 +8,23 @@ from onnxopt.errors import OptionError
 from onnxopt.passes import ALL
 from onnxopt.passes.cleanup.fold_constants import FoldConstants
 from onnxopt.passes.cleanup.remove_no_ops import RemoveNoOps
-from onnxopt.recipes import description, names, pipeline, recipe
+from onnxopt.recipes import description, names, parse_pipeline, recipe
 
 
 def test_text_names_passes_with_options() -> None:
-    assert pipeline("remove-no-ops, fold-constants{max_growth=10, include=[Conv*, 'a b'], exclude=[]}") == [
+    assert parse_pipeline("remove-no-ops, fold-constants{max_growth=10, include=[Conv*, 'a b'], exclude=[]}") == [
         RemoveNoOps(),
         FoldConstants(max_growth=10, include=("Conv*", "a b")),
     ]
 
 
 def test_a_recipe_in_a_pipeline_stands_for_its_passes() -> None:
-    assert pipeline("cleanup,remove-no-ops") == [*recipe("cleanup"), RemoveNoOps()]
+    assert parse_pipeline("cleanup,remove-no-ops") == [*recipe("cleanup"), RemoveNoOps()]
 
 
 def test_text_of_a_pass_reads_back() -> None:
     pass_ = FoldConstants(max_growth=7, exclude=("a*",))
-    assert pipeline(str(pass_)) == [pass_]
+    assert parse_pipeline(str(pass_)) == [pass_]
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_text_of_a_pass_reads_back() -> None:
 )
 def test_mistakes_in_text(text: str, message: str) -> None:
     with pytest.raises(OptionError, match=message.replace("|", r"\|")):
-        pipeline(text)
+        parse_pipeline(text)
 
 
 def test_recipes_from_toml(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('[[pass]]\nname = "fold-constants"\nmax_growth = 3\n', encoding="utf-8")
     assert recipe(path) == [FoldConstants(max_growth=3)]
-    assert pipeline(f"{path},remove-no-ops") == [FoldConstants(max_growth=3), RemoveNoOps()]
+    assert parse_pipeline(f"{path},remove-no-ops") == [FoldConstants(max_growth=3), RemoveNoOps()]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def recipe(name_or_path: str | os.PathLike[str]) -> list[Pass]:
     return [_make(f"{path.name}, pass {at}", dict(step)) for at, step in enumerate(steps, 1)]
 
 
-def pipeline(text: str) -> list[Pass]:
+def parse_pipeline(text: str) -> list[Pass]:
     """The passes of a pipeline written as text.
 
     Raises ``OptionError`` for unknown names and options, values out of range and malformed text.

@@ -54,7 +54,7 @@ class DropImpossibleBranches(NodePass):
             ranks = {name: editor.rank(branch.outputs[at]) for name, branch in branches.items()}
             if None in ranks.values() or len(set(ranks.values())) == 1:
                 continue
-            allowed = _allowed(output, editor, _MAX_DEPTH)
+            allowed = _Readers(editor).allowed(output, _MAX_DEPTH)
             possible = [name for name, rank in ranks.items() if rank in allowed]
             if len(possible) == 1:
                 taken = possible[0]
@@ -65,31 +65,57 @@ class DropImpossibleBranches(NodePass):
         return None
 
 
-def _allowed(value: ir.Value, editor: Editor, depth: int) -> Ranks:
-    """The ranks of ``value`` with which all of its readers can run."""
-    allowed = _ANY
-    if depth == 0:
+class _Readers:
+    """Works out which ranks the readers of a value can take."""
+
+    def __init__(self, editor: Editor) -> None:
+        self._editor = editor
+        self._ifs = {body: node for node in editor.nodes({"If"}) for body in bodies(node)}
+
+    def allowed(self, value: ir.Value, depth: int) -> Ranks:
+        """The ranks of ``value`` with which all of its readers can run."""
+        allowed = _ANY
+        if depth == 0:
+            return allowed
+        asked: dict[ir.Node, None] = {}
+        for node, at in value.uses():
+            if node.graph is value.graph:
+                allowed &= self._allowed_by(node, at, depth)
+            elif node.graph in self._ifs and self._ifs[node.graph].graph is value.graph:
+                asked[self._ifs[node.graph]] = None  # a reader in a body may never run, but its If does
+        for reader in asked:
+            allowed &= self._allowed_by_if(reader, value, depth)
         return allowed
-    for node, at in value.uses():
-        if node.graph is value.graph:  # a reader in a body may never run; its If is asked below
-            allowed &= _allowed_by(node, at, editor, depth)
-    for reader in _ifs_that_read(value):
-        allowed &= _allowed_by_if(reader, value, editor, depth)
-    return allowed
 
+    def _allowed_by(self, node: ir.Node, at: int, depth: int) -> Ranks:
+        if node.domain != "" or at != 0:
+            return _ANY
+        if node.op_type in _FIXED:
+            return frozenset({_FIXED[node.op_type]})
+        if node.op_type in ("Conv", "ConvTranspose"):
+            rank = self._editor.rank(node.inputs[1])
+            return _ANY if rank is None else frozenset({rank})
+        shift = _shift(node, self._editor)
+        if shift is None:
+            return _ANY
+        after = self.allowed(node.outputs[0], depth - 1)
+        return frozenset(rank for rank in _ANY if rank + shift in after)
 
-def _allowed_by(node: ir.Node, at: int, editor: Editor, depth: int) -> Ranks:
-    if node.domain != "" or at != 0:
-        return _ANY
-    if node.op_type in _FIXED:
-        return frozenset({_FIXED[node.op_type]})
-    if node.op_type in ("Conv", "ConvTranspose"):
-        rank = editor.rank(node.inputs[1])
-        return _ANY if rank is None else frozenset({rank})
-    shift = _shift(node, editor)
-    if shift is None:
-        return _ANY
-    return frozenset(r for r in _ANY if r + shift in _allowed(node.outputs[0], editor, depth - 1))
+    def _allowed_by_if(self, node: ir.Node, value: ir.Value, depth: int) -> Ranks:
+        """What at least one branch allows: in it, ``value`` leads to an output whose readers are content."""
+        allowed: Ranks = frozenset()
+        for body in bodies(node):
+            in_body = _ANY
+            for user, at in value.uses():
+                if user.graph is not body or user.domain != "" or at != 0:
+                    continue
+                shift = _shift(user, self._editor)
+                places = [i for i, output in enumerate(body.outputs) if output is user.outputs[0]]
+                if shift is not None and places:
+                    after = self.allowed(node.outputs[places[0]], depth - 1)
+                    in_body &= frozenset(rank for rank in _ANY if rank + shift in after)
+            allowed |= in_body
+        return allowed
 
 
 def _shift(node: ir.Node, editor: Editor) -> int | None:
@@ -104,40 +130,3 @@ def _shift(node: ir.Node, editor: Editor) -> int | None:
     if axes is None:
         return None
     return len(axes) if node.op_type == "Unsqueeze" else -len(axes)
-
-
-def _ifs_that_read(value: ir.Value) -> list[ir.Node]:
-    """The If nodes beside ``value`` in whose branches it is read."""
-    found: dict[ir.Node, None] = {}
-    for node, _ in value.uses():
-        owner = _owner(node, value)
-        if owner is not None:
-            found[owner] = None
-    return list(found)
-
-
-def _owner(node: ir.Node, value: ir.Value) -> ir.Node | None:
-    """The If of ``value``'s graph that directly holds ``node``."""
-    if node.graph is value.graph or value.graph is None:
-        return None
-    for candidate in value.graph:
-        if candidate.op_type == "If" and any(body is node.graph for body in bodies(candidate)):
-            return candidate
-    return None
-
-
-def _allowed_by_if(node: ir.Node, value: ir.Value, editor: Editor, depth: int) -> Ranks:
-    """What at least one branch allows: in it, ``value`` leads to an output whose readers are content."""
-    allowed: Ranks = frozenset()
-    for body in bodies(node):
-        in_body = _ANY
-        for user, at in value.uses():
-            if user.graph is not body:
-                continue
-            shift = _shift(user, editor) if user.domain == "" and at == 0 else None
-            outputs = [i for i, o in enumerate(body.outputs) if user.outputs and o is user.outputs[0]]
-            if shift is not None and outputs:
-                after = _allowed(node.outputs[outputs[0]], editor, depth - 1)
-                in_body &= frozenset(r for r in _ANY if r + shift in after)
-        allowed |= in_body
-    return allowed

@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, constant_tensor, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
-from onnxopt.passes.cleanup.linear import NODE_BYTES, PRECISION, Affine, Array, affine, ends_a_fusion, spare_bytes
+from onnxopt.passes.cleanup.affine import PRECISION, Affine, Array, affine, ends_a_fusion
+from onnxopt.passes.cleanup.linear import NODE_BYTES, spare_bytes
 from onnxopt.passes.cleanup.operands import discard
 
 

@@ -21,7 +21,7 @@ from onnxopt.model import copy, graphs, to_proto
 from onnxopt.pass_base import Context, Gate, Pass, Report
 from onnxopt.passes import ALL
 from onnxopt.pipeline import interface
-from onnxopt.recipes import find, pipeline
+from onnxopt.recipes import find, parse_pipeline
 from tests.fuzz.test_random_graphs import OPTIONS
 from tests.support import graph
 
@@ -326,7 +326,7 @@ def _documented_fields(pass_: type[Pass]) -> Iterator[str]:
 def test_round_trips_through_the_text_of_a_pipeline(pass_: type[Pass]) -> None:
     for options in ({}, {"include": ("Conv", "a*")}, {"exclude": ("b?",)}):
         written = make(pass_, **options)
-        assert pipeline(str(written)) == [written]
+        assert parse_pipeline(str(written)) == [written]
 
 
 def test_every_module_is_in_the_catalogue() -> None:
