@@ -33,6 +33,9 @@ from onnxopt.writing import DATA_SUFFIX, replace_file, writable
 OFFLOAD_BYTES = 16 * 1024
 """Inline weights of at least this many bytes stay in the file."""
 
+_OUTLINE_BYTES = 1024
+"""Shapes, axes and the like are smaller than this."""
+
 PROTOBUF_LIMIT = 2**31 - 1
 """The largest message that protobuf can write, in bytes."""
 
@@ -141,6 +144,13 @@ def slim_proto(model: ir.Model) -> tuple[onnx.ModelProto, Path | None]:
         return _external(tensor, file.name, tensor.offset, tensor.length)
 
     return _to_proto(model, place), directory
+
+
+def outline(model: ir.Model) -> onnx.ModelProto:
+    """The model without the content of its larger tensors: enough to look at types and shapes."""
+    return _to_proto(
+        model, lambda tensor, _: None if tensor.nbytes <= _OUTLINE_BYTES else _external(tensor, "-", None, None)
+    )
 
 
 def copy(model: ir.Model) -> ir.Model:
@@ -471,7 +481,7 @@ def _to_proto(
     """Write the model with the tensors that ``place`` returns in place of its own."""
     with _as_written(model, place):
         try:
-            proto = ir.to_proto(model)
+            proto = ir.serde.serialize_model(model)
         except Exception as error:  # such as names that are not UTF-8, which protobuf reads but does not write
             raise ModelError(f"the model cannot be written: {_root(error)}") from error
     for imports in (proto.opset_import, *(f.opset_import for f in proto.functions)):

@@ -14,7 +14,7 @@ import onnx.shape_inference
 import onnx_ir as ir
 
 from onnxopt.errors import ModelError
-from onnxopt.model import slim_proto
+from onnxopt.model import outline, slim_proto
 
 Dim = int | str | None
 Dims = tuple[Dim, ...]
@@ -51,8 +51,8 @@ class Facts:
         self._dtypes[value], self._shapes[value] = dtype, shape
 
     def infer(self) -> None:
-        """Infer everything anew. Raises ``ModelError`` where types contradict each other."""
-        proto, _ = slim_proto(self._model)
+        """Infer types and shapes; what was known of a value stays known where this says nothing."""
+        proto = outline(self._model)
         opaque = {
             output.name or ""
             for graph in (self._model.graph, *self._model.graph.subgraphs())
@@ -66,8 +66,6 @@ class Facts:
             inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         except Exception:  # onnx raises several unrelated types; without inference we only know less
             inferred = proto
-        self._shapes.clear()
-        self._dtypes.clear()
         self._retried.clear()
         self._read(self._model.graph, inferred.graph)
 
@@ -92,7 +90,9 @@ class Facts:
     def _note(self, value: ir.Value, found: dict[str, onnx.TypeProto]) -> None:
         type_ = found.get(value.name or "")
         if type_ is not None and type_.HasField("tensor_type"):
-            self._dtypes[value], self._shapes[value] = _read_type(type_.tensor_type)
+            dtype, shape = _read_type(type_.tensor_type)
+            self._dtypes[value] = dtype or self._dtypes.get(value)
+            self._shapes[value] = shape if shape is not None else self._shapes.get(value)
 
     def _look_up(self, value: ir.Value) -> None:
         """What can be said of a value that inference did not name: a constant, or the output of a new node."""
@@ -123,8 +123,8 @@ class Facts:
                     return
                 types[value.name or ""] = onnx.helper.make_tensor_type_proto(dtype.value, shape)
                 if value.is_initializer() and value.const_value is not None and value.const_value.nbytes < 1024:
-                    data[value.name or ""] = ir.to_proto(value.const_value)
-            outputs = onnx.shape_inference.infer_node_outputs(schema, ir.to_proto(node), types, data)
+                    data[value.name or ""] = ir.serde.serialize_tensor(value.const_value)
+            outputs = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
         except Exception:  # inference that fails tells us nothing, which is what is noted already
             return
         for value in node.outputs:

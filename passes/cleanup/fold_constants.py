@@ -224,7 +224,7 @@ def _refer(value: ir.Value, editor: Editor) -> np.ndarray[Any, Any] | None:
         return None
     feeds = {v.name: a for v, a in zip(node.inputs, arrays, strict=True) if v is not None}
     try:
-        results = ReferenceEvaluator(ir.to_proto(node), opsets={"": editor.opset(node)}).run(None, feeds)
+        results = ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": editor.opset(node)}).run(None, feeds)
     except Exception:  # it has its own gaps; then the node stays
         return None
     return np.asarray(results[node.outputs.index(value)])
@@ -257,11 +257,12 @@ def _cone(values: Sequence[ir.Value], editor: Editor) -> tuple[onnx.ModelProto, 
     for value in constants:
         tensor = constant_tensor(value)
         assert tensor is not None
-        made = ir.to_proto(ir.Tensor(tensor.numpy(), tensor.dtype) if isinstance(tensor, ir.ExternalTensor) else tensor)
+        inline = ir.Tensor(tensor.numpy(), tensor.dtype) if isinstance(tensor, ir.ExternalTensor) else tensor
+        made = ir.serde.serialize_tensor(inline)
         made.name = value.name or ""
         proto.graph.initializer.append(made)
     for node in sorted(nodes, key=order.__getitem__):
-        proto.graph.node.append(ir.to_proto(node))
+        proto.graph.node.append(ir.serde.serialize_node(node))
     for value in values:
         proto.graph.output.add(name=value.name)
     return proto, directory

@@ -129,5 +129,5 @@ def _content(attribute: ir.Attr) -> Hashable | None:
     if attribute.type == ir.AttributeType.FLOATS:
         return tuple(float(item).hex() for item in attribute.value)
     if attribute.type == ir.AttributeType.TENSOR:
-        return digest(attribute.as_tensor())
+        return digest(attribute.value)
     return None

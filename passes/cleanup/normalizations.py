@@ -124,7 +124,7 @@ def identity_scale(match: Match, dims: Sequence[int], op: str) -> Array:
     dtype = match.editor.dtype(match["x"])
     assert dtype is not None
     ones = np.ones(dims, dtype.numpy())
-    saved = sum(len(ir.to_proto(node).SerializeToString()) for node in match.nodes)
+    saved = sum(len(ir.serde.serialize_node(node).SerializeToString()) for node in match.nodes)
     if ones.nbytes + 128 > saved:  # 128: about what a node and the names of its inputs take
         raise Refuse(f"{op} needs a scale, and {ones.size} ones would make the file larger")
     return ones
