@@ -55,15 +55,18 @@ class Editor:
         """The operator types that may occur, in any domain."""
         return self._indexed().keys()
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         """Forget the index of nodes, and infer shapes anew if that may tell more; called between rounds.
 
         What is known of a value stays true, so inference is worth its time only after ``outdate_facts``.
+        Returns whether more may be known now.
         """
         self._index = None
-        if self._facts_may_improve:
-            self.facts.infer()
-            self._facts_may_improve = False
+        if not self._facts_may_improve:
+            return False
+        self.facts.infer()
+        self._facts_may_improve = False
+        return True
 
     def outdate_facts(self) -> None:
         """Say that inference would know more now: a computed shape became a constant, a body was inlined."""

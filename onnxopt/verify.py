@@ -18,8 +18,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.errors import EngineError
+from onnxopt.model import weight_bytes
 from onnxopt.probes import find_probes
 from onnxopt.runtime import Feeds, Session, Snapshot
+from onnxopt.standins import Weight, replaceable, with_stand_ins
+
+STAND_IN_BYTES = 256 * 1024 * 1024
+"""Models with more weights than this are verified with stand-ins for those that nothing touched."""
 
 NOISE_FACTOR = 10.0
 """How many times the original's own noise a candidate may move."""
@@ -43,25 +48,48 @@ class Difference:
 class Reference:
     """What a model computes on its probes; candidates are compared with it."""
 
-    snapshot: Snapshot
+    original: Snapshot
     feeds: Sequence[Feeds]
     expected: list[list[Any]]
     names: list[str]
+    stood_in: frozenset[Weight] = frozenset()
+    """Large weights that rank-one matrices stand in for, here and in candidates, until one touches them."""
     worst: float = field(default=0.0)
     """The largest relative movement seen so far in an accepted candidate."""
 
     @classmethod
-    def of(cls, model: ir.Model, feeds: Sequence[Feeds] | None = None) -> Reference:
+    def of(cls, model: ir.Model, feeds: Sequence[Feeds] | None = None, *, stand_in: bool = False) -> Reference:
         """Run ``model`` on ``feeds``, or on probes made for it.
 
-        Raises ``EngineError`` if ONNX Runtime cannot load it, ``DataError`` if no probes are found.
+        ``stand_in``: if it is large, run it without the weights that candidates may leave alone. Raises
+        ``EngineError`` if ONNX Runtime cannot load it, ``DataError`` if no probes are found.
         """
-        snapshot = Snapshot.of(model)
-        session = Session(snapshot)
+        original = Snapshot.of(model)
+        large = stand_in and weight_bytes(model) > STAND_IN_BYTES
+        weights = replaceable(original) if large else frozenset()
+        session = Session(with_stand_ins(original, weights))
         if feeds is None:
             probes = find_probes(model, session)
-            return cls(snapshot, [p.feeds for p in probes], [p.outputs for p in probes], session.outputs)
-        return cls(snapshot, feeds, [session.run(f) for f in feeds], session.outputs)
+            feeds, expected = [p.feeds for p in probes], [p.outputs for p in probes]
+        else:
+            expected = [session.run(f) for f in feeds]
+        return cls(original, feeds, expected, session.outputs, weights)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The original as it is run."""
+        return with_stand_ins(self.original, self.stood_in)
+
+    def session(self, candidate: Snapshot) -> Session:
+        """``candidate`` loaded, with stand-ins for just those weights that both models share."""
+        if self.stood_in:
+            shared = self.stood_in & replaceable(candidate)
+            if shared != self.stood_in:
+                self.stood_in = shared
+                session = Session(self.snapshot)
+                self.expected = [session.run(feeds) for feeds in self.feeds]
+                self.__dict__.pop("_noise", None)
+        return Session(with_stand_ins(candidate, self.stood_in))
 
     @cached_property
     def _noise(self) -> list[dict[str, float]]:
@@ -93,7 +121,7 @@ class Reference:
         A candidate that does not load or run is one difference that says so.
         """
         try:
-            session = Session(candidate)
+            session = self.session(candidate)
             if session.outputs != self.names:
                 return [Difference(", ".join(session.outputs), f"stand where {', '.join(self.names)} stood")]
             found: list[Difference] = []

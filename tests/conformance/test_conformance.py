@@ -20,16 +20,16 @@ import onnx.checker
 import pytest
 
 import onnxopt
-from onnxopt.pipeline import AUDIT_KEY
+from onnxopt.pipeline import AUDIT_KEY, Verify
 from tests.conformance import oracle
 from tests.conformance.cases import Case, cases
 
 GROUPS = 32
 
 LEAST_CASES = 1900
-LEAST_BY_RUNTIME = 0.70
+LEAST_BY_RUNTIME = 0.75
 """Share of the models of each group that ONNX Runtime must have compared."""
-LEAST_COMPARED = 0.90
+LEAST_COMPARED = 0.95
 """Share that ONNX Runtime or ``onnx.reference`` must have compared."""
 
 RANDOM_OPS = {
@@ -62,7 +62,8 @@ HIDDEN_FAULTS = {
     "test_affine_grid_2d_expanded": "gives Range vectors where it takes scalars",
     "test_affine_grid_2d_align_corners_expanded": "gives Range vectors where it takes scalars",
 }
-"""They were never valid, which onnx's checker sees only once an If that hid it is gone."""
+"""They were never valid, which shape inference sees, and ONNX Runtime refuses, only once an If that hid it is
+gone. So here it is verification that keeps what worked."""
 
 
 def test_the_models_are_there() -> None:
@@ -93,15 +94,18 @@ def test_outputs_and_structure_stay(group: int, pytestconfig: pytest.Config) -> 
 def _check(case: Case, *, twice: bool) -> str:
     """Optimize one model and compare; returns by what the outputs were compared."""
     before = case.proto()
-    after = onnxopt.optimize(before, recipe="cleanup", verify="off").model
+    verify: Verify = "end" if case.name in HIDDEN_FAULTS else "off"
+    result = onnxopt.optimize(before, recipe="cleanup", verify=verify)
+    assert bool(result.report.problems) == (case.name in HIDDEN_FAULTS), result.report.problems
+    after = result.model
     assert before == case.proto(), "the model given was edited"
     _check_structure(case.name, before, after)
     if twice:
-        again = onnxopt.optimize(case.proto(), recipe="cleanup", verify="off").model
+        again = onnxopt.optimize(case.proto(), recipe="cleanup", verify=verify).model
         assert again.SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True), (
             "two runs gave different bytes"
         )
-    second = onnxopt.optimize(after, recipe="cleanup", verify="off")
+    second = onnxopt.optimize(after, recipe="cleanup", verify=verify)
     assert not second.report.changed, (
         f"a second run changed {[str(note) for report in second.report.passes for note in report.changes]}"
     )
@@ -118,10 +122,7 @@ def _check_structure(name: str, before: onnx.ModelProto, after: onnx.ModelProto)
         assert count_nodes(after) < count_nodes(before)
     else:
         assert growth <= 0, f"{size(after)} bytes instead of {size(before)}"
-    if name in HIDDEN_FAULTS:
-        onnx.checker.check_model(after)
-        assert not _is_valid(after), "take it off the list"
-    elif _is_valid(before):
+    if _is_valid(before):
         onnx.checker.check_model(after, full_check=True)
 
 

@@ -59,6 +59,8 @@ def sizes_as_constant_or_chain(b: Builder, wanted: Shape) -> Value:
     """A shape as an int64 vector: constant if it can be, else computed from the shapes of values."""
     if is_static(wanted) and b.flip():
         return b.ints(*at(wanted, 0))
+    if not wanted:
+        raise Skip
     return b.one("Concat", [size_of_dim(b, dim) for dim in wanted], INT64, fixed(len(wanted)), axis=0)
 
 
