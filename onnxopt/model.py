@@ -158,6 +158,19 @@ def copy(model: ir.Model) -> ir.Model:
     return model.clone()
 
 
+@contextmanager
+def without_gc() -> Iterator[None]:
+    """Do not search for garbage meanwhile: a model is one tangle of cycles, and searching it again and again
+    while it grows takes time quadratic in its size."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """Every graph of the model: the main one, local functions, and the bodies inside all of these."""
     for holder in (model.graph, *(f.graph for f in model.functions.values())):
@@ -274,15 +287,11 @@ def _from_owned_proto(proto: onnx.ModelProto, origin: str) -> ir.Model:
                 entry.domain = ""
     aside = guard.set_aside(proto)
     declared = {info.name for graph in guard.graphs(proto) for info in graph.value_info}
-    collecting = gc.isenabled()
-    gc.disable()  # a graph is all cycles: collecting while it grows makes loading quadratic
     try:
-        model = ir.from_proto(proto)
+        with without_gc():
+            model = ir.from_proto(proto)
     except Exception as error:
         raise ModelError(f"{origin} is not a valid model: {_root(error)}") from error
-    finally:
-        if collecting:
-            gc.enable()
     for graph in graphs(model):
         for name, value in graph.initializers.items():
             if name in aside.sparse:

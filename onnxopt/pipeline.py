@@ -8,7 +8,6 @@ says so. A pass that raises is treated the same. The user's model is never edite
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import onnxopt
 from onnxopt.errors import DataError, EngineError, OptionError, PassError
 from onnxopt.graph import Editor
 from onnxopt.metrics import fidelity
-from onnxopt.model import copy
+from onnxopt.model import copy, without_gc
 from onnxopt.pass_base import Context, Gate, Pass, PassFailure, Report
 from onnxopt.probes import interface_inputs
 from onnxopt.runtime import Feeds, Snapshot
@@ -101,13 +100,10 @@ class PassManager:
         ``ModelError`` if the model itself is not valid.
         """
         run = _Run(self, copy(model) if reload is None else model)
-        gc.freeze()  # a model is one large tangle of cycles; there is no point in searching it again and again
-        try:
+        with without_gc():
             for lossy, row in _rows(self.passes):
                 run.apply(row, lossy, reload)
                 reload = None
-        finally:
-            gc.unfreeze()
         run.finish()
         return run.model, run.report
 

@@ -50,6 +50,7 @@ class Session:
         if not optimize:  # this session is for checking: memory matters, speed does not
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_cpu_mem_arena = False
+            options.enable_mem_pattern = False  # planning takes time quadratic in the number of nodes
         if snapshot.directory is not None:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(snapshot.directory)

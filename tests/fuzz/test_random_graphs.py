@@ -54,7 +54,7 @@ def test_options_are_for_passes_that_need_them() -> None:
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_each_exact_pass_alone(flavour: str) -> None:
-    @settings_for(80)
+    @settings_for(50)
     @given(samples(flavour))
     def check(sample: Sample) -> None:
         model = from_proto(sample.model)
@@ -78,7 +78,7 @@ def test_each_exact_pass_alone(flavour: str) -> None:
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_cleanup_recipe(flavour: str) -> None:
-    @settings_for(80)
+    @settings_for(50)
     @given(samples(flavour))
     def check(sample: Sample) -> None:
         first = onnxopt.optimize(sample.model, recipe="cleanup", verify="off")
