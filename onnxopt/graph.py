@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.model import graphs
 from onnxopt.shapes import Dims, Facts
+from onnxopt.traverse import graphs
 
 AttributeValue = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | ir.TensorProtocol
 
@@ -324,7 +324,8 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
         if attribute.is_ref():
             return None
         if key == "value":
-            return attribute.value
+            tensor: ir.TensorProtocol = attribute.value
+            return tensor
         if key in _CONSTANT_TYPES and attribute.type != ir.AttributeType.UNDEFINED:
             return ir.tensor(np.array(attribute.value, dtype=_CONSTANT_TYPES[key]))
     return None

@@ -13,7 +13,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxopt import guard
-from onnxopt.model import source_of, tensors
+from onnxopt.model import source_of
+from onnxopt.traverse import tensors
 
 
 def reachable_graphs(model: ir.Model) -> Iterator[ir.Graph]:

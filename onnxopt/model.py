@@ -13,34 +13,38 @@ is dropped.
 
 from __future__ import annotations
 
-import gc
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnxopt import guard, wire
+from onnxopt.checks import check_sizes, check_structure
 from onnxopt.errors import ModelError, OutputError
+from onnxopt.external import (
+    INLINE,
+    OFFLOAD_BYTES,
+    external_stub,
+    in_memory,
+    in_place,
+    inlined,
+    offloaded,
+    resolve_external,
+)
+from onnxopt.traverse import graphs, tensors, weight_bytes, without_gc
 from onnxopt.writing import DATA_SUFFIX, replace_file, writable
-
-OFFLOAD_BYTES = 16 * 1024
-"""Inline weights of at least this many bytes stay in the file."""
 
 _OUTLINE_BYTES = 1024
 """Shapes, axes and the like are smaller than this."""
 
 PROTOBUF_LIMIT = 2**31 - 1
 """The largest message that protobuf can write, in bytes."""
-
-_INLINE = "\x01onnxopt.inline."
-"""Marks, while a file is being written, a reference to data that goes into it in that place."""
 
 _ASIDE, _SOURCE, _DECLARED = "onnxopt.set_aside", "onnxopt.source", "onnxopt.declared"
 
@@ -84,7 +88,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     real = given.resolve()
     try:
         pieces = wire.rewrite(
-            memoryview(content), lambda body, at: _offloaded(body, at, real), wire.EVERYWHERE, OFFLOAD_BYTES
+            memoryview(content), lambda body, at: offloaded(body, at, real), wire.EVERYWHERE, OFFLOAD_BYTES
         )
         slim = content[:] if pieces is None else b"".join(p for p in pieces if not isinstance(p, wire.Deferred))
         proto = onnx.ModelProto.FromString(slim)
@@ -95,7 +99,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     if not proto.opset_import and not proto.functions:
         raise ModelError(f"{given} names no opset; it is cut off, or not an ONNX model")
     model = _from_owned_proto(proto, str(given))
-    external = _resolve_external(model, given, real)
+    external = resolve_external(model, given, real)
     model.graph.meta[_SOURCE] = Source(given, external)
     return model
 
@@ -109,7 +113,7 @@ def from_proto(proto: onnx.ModelProto, directory: str | os.PathLike[str] = ".") 
     copied.CopyFrom(proto)
     model = _from_owned_proto(copied, "the ModelProto")
     here = Path(directory) / "model.onnx"
-    _resolve_external(model, here, here.resolve())
+    resolve_external(model, here, here.resolve())
     return model
 
 
@@ -121,7 +125,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     size = weight_bytes(model)
     if size >= PROTOBUF_LIMIT:
         raise ModelError(f"the model holds {size / 1e9:.1f} GB of weights, a ModelProto at most 2.1: save it instead")
-    return _to_proto(model, lambda tensor, _: None if _in_place(tensor) else _in_memory(tensor))
+    return _to_proto(model, lambda tensor, _: None if in_place(tensor) else in_memory(tensor))
 
 
 def slim_proto(model: ir.Model) -> tuple[onnx.ModelProto, Path | None]:
@@ -140,8 +144,8 @@ def slim_proto(model: ir.Model) -> tuple[onnx.ModelProto, Path | None]:
         if directory is None:
             directory = file.parent
         if not main or file.parent != directory:
-            return _in_memory(tensor)
-        return _external(tensor, file.name, tensor.offset, tensor.length)
+            return in_memory(tensor)
+        return external_stub(tensor, file.name, tensor.offset, tensor.length)
 
     return _to_proto(model, place), directory
 
@@ -149,64 +153,13 @@ def slim_proto(model: ir.Model) -> tuple[onnx.ModelProto, Path | None]:
 def outline(model: ir.Model) -> onnx.ModelProto:
     """The model without the content of its larger tensors: enough to look at types and shapes."""
     return _to_proto(
-        model, lambda tensor, _: None if tensor.nbytes <= _OUTLINE_BYTES else _external(tensor, "-", None, None)
+        model, lambda tensor, _: None if tensor.nbytes <= _OUTLINE_BYTES else external_stub(tensor, "-", None, None)
     )
 
 
 def copy(model: ir.Model) -> ir.Model:
     """An independent copy; weights are shared, for passes replace tensors and never write into them."""
     return model.clone()
-
-
-@contextmanager
-def without_gc() -> Iterator[None]:
-    """Do not search for garbage meanwhile: a model is one tangle of cycles, and searching it again and again
-    while it grows takes time quadratic in its size."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    """Every graph of the model: the main one, local functions, and the bodies inside all of these."""
-    for holder in (model.graph, *(f.graph for f in model.functions.values())):
-        yield holder
-        yield from _inner(holder)
-
-
-def _inner(graph: ir.Graph) -> Iterator[ir.Graph]:
-    for node in graph:
-        for attribute in node.attributes.data.values():  # the plain dict: this runs over every node all the time
-            if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-                bodies: tuple[ir.Graph, ...] = (attribute.value,)
-            elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-                bodies = tuple(attribute.value)
-            else:
-                continue
-            for body in bodies:
-                yield body
-                yield from _inner(body)
-
-
-def weight_bytes(model: ir.Model) -> int:
-    """Size of all initializers and constant attributes in bytes."""
-    return sum(tensor.nbytes for tensor in tensors(model))
-
-
-def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Every tensor stored in the model: initializers and node attributes, at any depth."""
-    for graph in graphs(model):
-        yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    yield attribute.value
-                elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
-                    yield from attribute.value
 
 
 def save(
@@ -235,21 +188,21 @@ def save(
 
     def place(tensor: ir.TensorProtocol, main: bool) -> ir.TensorProtocol | None:
         nonlocal end, where
-        if tensor.dtype == ir.DataType.STRING or (tensor.nbytes < OFFLOAD_BYTES and _in_place(tensor)):
+        if tensor.dtype == ir.DataType.STRING or (tensor.nbytes < OFFLOAD_BYTES and in_place(tensor)):
             return None
         if not (external_data and main):
             inline.append(tensor)
             where = where if main else wire.EVERYWHERE
-            return _external(tensor, f"{_INLINE}{len(inline) - 1}", None, None)
+            return external_stub(tensor, f"{INLINE}{len(inline) - 1}", None, None)
         payloads.append(tensor)
         start = _aligned(end, tensor)
         end = start + tensor.nbytes
-        return _external(tensor, data_name, start, tensor.nbytes)
+        return external_stub(tensor, data_name, start, tensor.nbytes)
 
     proto = _to_proto(model, place)
     slim = proto.SerializeToString(deterministic=True)
     del proto
-    pieces = wire.rewrite(memoryview(slim), lambda body, _: _inlined(body, inline), where) if inline else None
+    pieces = wire.rewrite(memoryview(slim), lambda body, _: inlined(body, inline), where) if inline else None
     written = [target]
     with ExitStack() as stack:
         file = stack.enter_context(replace_file(target))
@@ -299,8 +252,8 @@ def _from_owned_proto(proto: onnx.ModelProto, origin: str) -> ir.Model:
             if name in declared:
                 value.meta[_DECLARED] = True
     model.graph.meta[_ASIDE] = aside
-    _check_sizes(model, origin)
-    _check_structure(model, origin)
+    check_sizes(model, origin)
+    check_structure(model, origin)
     return model
 
 
@@ -309,179 +262,6 @@ def _root(error: BaseException) -> BaseException:
     while (earlier := error.__cause__ or error.__context__) is not None:
         error = earlier
     return error
-
-
-def _check_sizes(model: ir.Model, origin: str) -> None:
-    """Refuse tensors that do not hold as much as their dims say."""
-    for tensor in tensors(model):
-        if not isinstance(tensor, ir.TensorProtoTensor):
-            continue
-        proto = tensor.raw
-        if any(dim < 0 for dim in proto.dims):
-            raise ModelError(f"{origin}: the tensor {tensor.name!r} has a negative dim: {list(proto.dims)}")
-        if proto.data_type not in _ELEMENT_TYPES or (tensor.dtype == ir.DataType.STRING and proto.HasField("raw_data")):
-            raise ModelError(f"{origin}: the tensor {tensor.name!r} has no element type that fits its data")
-        if proto.HasField("raw_data"):
-            wanted, found, unit = tensor.nbytes, len(proto.raw_data), "bytes"
-        else:
-            wanted, unit = tensor.size, "elements"
-            found = max(len(getattr(proto, field)) for field in _TYPED_DATA)
-            if tensor.dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
-                found //= 2
-            elif tensor.dtype.bitwidth in (2, 4):  # several to an element of int32_data, one to a byte of it
-                wanted = tensor.nbytes
-        if found != wanted:
-            raise ModelError(
-                f"{origin}: the tensor {tensor.name!r} should hold {wanted} {unit} ({tensor.dtype.name} "
-                f"{list(proto.dims)}), it holds {found}"
-            )
-
-
-_ELEMENT_TYPES = frozenset(ir.DataType) - {ir.DataType.UNDEFINED}
-
-_TYPED_DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
-
-
-def _check_structure(model: ir.Model, origin: str) -> None:
-    """Refuse graphs that read what nothing defines, or that have no order."""
-    for graph in graphs(model):
-        for node in graph:
-            for value in node.inputs:
-                if value is None or value.producer() is not None or value.graph is not None:
-                    continue
-                raise ModelError(
-                    f"{origin}: node {node.name or node.op_type!r} reads {value.name!r}, which no input, "
-                    "initializer or node defines"
-                )
-        for output in graph.outputs:
-            if output.producer() is None and not output.is_graph_input() and not output.is_initializer():
-                raise ModelError(f"{origin}: the output {output.name!r} is produced by nothing")
-    try:
-        if not all(_is_sorted(graph) for graph in graphs(model)):
-            model.graph.sort()
-            for function in model.functions.values():
-                function.sort()
-    except ValueError as error:
-        raise ModelError(f"{origin}: the graph has a cycle, so no order to run it in: {error}") from error
-
-
-def _is_sorted(graph: ir.Graph) -> bool:
-    seen: set[ir.Node] = set()
-    for node in graph:
-        for value in node.inputs:
-            if value is not None and (producer := value.producer()) is not None:
-                if producer.graph is graph and producer not in seen:
-                    return False
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-                for inner in attribute.as_graph().all_nodes():
-                    for value in inner.inputs:
-                        producer = value.producer() if value is not None else None
-                        if producer is not None and producer.graph is graph and producer not in seen:
-                            return False
-        seen.add(node)
-    return True
-
-
-def _resolve_external(model: ir.Model, given: Path, real: Path) -> bool:
-    """Check every external tensor against the files, and make its location absolute.
-
-    Returns whether there is any besides the weights that ``load`` left in the file.
-    """
-    found = False
-    for tensor in tensors(model):
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        file = Path(tensor.location)
-        if file != real:
-            found = True
-            file = _contained(given.parent, os.fspath(tensor.location), tensor.name)
-        size = file.stat().st_size
-        length = tensor.nbytes if tensor.length is None else tensor.length
-        if length != tensor.nbytes:
-            raise ModelError(
-                f"{given}: the tensor {tensor.name!r} should hold {tensor.nbytes} bytes "
-                f"({tensor.dtype.name} {list(tensor.shape)}), its external data say {length}"
-            )
-        if (tensor.offset or 0) < 0 or (tensor.offset or 0) + length > size:
-            raise ModelError(
-                f"{given}: {file.name} is too short: the tensor {tensor.name!r} ends at byte "
-                f"{(tensor.offset or 0) + length}, the file has {size}; fetch the data file again"
-            )
-        tensor._location = os.fspath(file)  # onnx-ir offers no setter; absolute, so that cwd does not matter
-    return found
-
-
-def _contained(directory: Path, location: str, name: str) -> Path:
-    """The file at ``location``, which must lie in ``directory``, also after following links."""
-    root = directory.resolve()
-    file = (root / location).resolve()
-    if not location or os.path.isabs(location) or not file.is_relative_to(root):
-        raise ModelError(
-            f"the tensor {name!r} points to {location!r}, outside the model's directory {directory}; "
-            "external data must lie beside the model"
-        )
-    if not file.is_file():
-        raise ModelError(f"the tensor {name!r} has its data in {location!r}, which is not in {directory}")
-    return file
-
-
-def _offloaded(body: memoryview, offset: int, file: Path) -> list[wire.Piece] | None:
-    """The ``TensorProto`` with its one large field turned into a reference to the file it stands in."""
-    rest: list[wire.Piece] = []
-    data: tuple[int, int] | None = None
-    for number, kind, start, payload, end in wire.fields(body):
-        # raw_data, or packed float_data and double_data, whose bytes are laid out the same
-        if number in (4, 9, 10) and kind == 2 and end - payload >= OFFLOAD_BYTES:
-            if data is not None:
-                return None
-            data = offset + payload, end - payload
-        elif number in (4, 13, 14):
-            return None
-        else:
-            rest.append(body[start:end])
-    if data is None:
-        return None
-    reference = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
-    for key, value in (("location", os.fspath(file)), ("offset", data[0]), ("length", data[1])):
-        reference.external_data.add(key=key, value=str(value))
-    return [*rest, reference.SerializeToString()]
-
-
-def _inlined(body: memoryview, payloads: list[ir.TensorProtocol]) -> list[wire.Piece] | None:
-    """The inverse: a ``TensorProto`` that refers to ``payloads`` by number gets its data back."""
-    tensor = onnx.TensorProto.FromString(bytes(body))
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        return None
-    location = tensor.external_data[0].value
-    if not location.startswith(_INLINE):  # one that stays external
-        return None
-    payload = payloads[int(location.removeprefix(_INLINE))]
-    del tensor.external_data[:]
-    tensor.ClearField("data_location")
-    data: list[wire.Piece] = [wire.Deferred(cast(wire.Payload, payload), payload.nbytes)]
-    return [tensor.SerializeToString(deterministic=True), *wire.field(9, data)]
-
-
-def _external(tensor: ir.TensorProtocol, location: str, offset: int | None, length: int | None) -> ir.ExternalTensor:
-    return ir.ExternalTensor(
-        location, offset, length, tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "", doc_string=tensor.doc_string,
-        metadata_props=dict(tensor.metadata_props),
-    )  # fmt: skip
-
-
-def _in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """The same tensor with its data read."""
-    return ir.Tensor(
-        tensor.numpy(), tensor.dtype, name=tensor.name or None, doc_string=tensor.doc_string,
-        metadata_props=dict(tensor.metadata_props),
-    )  # fmt: skip
-
-
-def _in_place(tensor: ir.TensorProtocol) -> bool:
-    """Whether onnx-ir writes this tensor as it is, with its data inside."""
-    return not isinstance(tensor, ir.ExternalTensor)
 
 
 def _to_proto(

@@ -20,11 +20,12 @@ import onnxopt
 from onnxopt.errors import DataError, EngineError, OptionError, PassError
 from onnxopt.graph import Editor
 from onnxopt.metrics import fidelity
-from onnxopt.model import copy, without_gc
+from onnxopt.model import copy
 from onnxopt.pass_base import Context, Gate, Pass, PassFailure, Report
 from onnxopt.probes import interface_inputs
 from onnxopt.runtime import Feeds, Snapshot
 from onnxopt.shapes import check_types
+from onnxopt.traverse import without_gc
 from onnxopt.verify import Reference
 
 log = logging.getLogger(__name__)

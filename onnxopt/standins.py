@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,11 @@ from onnxopt.runtime import Snapshot
 MIN_BYTES = 1024 * 1024
 """Smaller weights are not worth it."""
 
-_FLOATS = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.DOUBLE: np.float64, onnx.TensorProto.FLOAT16: np.float16}
+_FLOATS: dict[int, np.dtype[np.floating[Any]]] = {
+    onnx.TensorProto.FLOAT: np.dtype(np.float32),
+    onnx.TensorProto.DOUBLE: np.dtype(np.float64),
+    onnx.TensorProto.FLOAT16: np.dtype(np.float16),
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ def _replaceable(model: onnx.ModelProto) -> dict[str, Weight]:
     known: Counter[str] = Counter()
     for node in model.graph.node:
         rule = _RULES.get(node.op_type) if node.domain == "" and _has_default_axis(node) else None
-        weights = [name for at in rule.places for name in node.input[at : at + 1] if name in found] if rule is not None else []
+        places = rule.places if rule is not None else ()
+        weights = [name for at in places for name in node.input[at : at + 1] if name in found]
         if len(weights) == 1:
             known.update(weights)
     return {name: weight for name, weight in found.items() if readings[name] == known[name]}

@@ -18,10 +18,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.errors import EngineError
-from onnxopt.model import weight_bytes
 from onnxopt.probes import find_probes
 from onnxopt.runtime import Feeds, Session, Snapshot
 from onnxopt.standins import Weight, replaceable, with_stand_ins
+from onnxopt.traverse import weight_bytes
 
 STAND_IN_BYTES = 256 * 1024 * 1024
 """Models with more weights than this are verified with stand-ins for those that nothing touched."""

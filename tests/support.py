@@ -17,13 +17,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxopt.graph import Editor
-from onnxopt.model import copy, from_proto, graphs, to_proto
+from onnxopt.model import copy, from_proto, to_proto
 from onnxopt.pass_base import Context, Gate, Pass, Report
 from onnxopt.probes import find_probes
 from onnxopt.runtime import Feeds, Session, Snapshot
+from onnxopt.traverse import graphs
 
 
-def parse(text: str, **initializers: np.ndarray[Any, Any]) -> ir.Model:
+def parse(text: str, **initializers: Any) -> ir.Model:
     """A model in ONNX's textual syntax, plus initializers that are too long to write out."""
     proto = onnx.parser.parse_model(text)
     for name, array in initializers.items():
@@ -32,7 +33,7 @@ def parse(text: str, **initializers: np.ndarray[Any, Any]) -> ir.Model:
 
 
 def graph(
-    body: str, *, opset: int = 18, ir_version: int = 8, extra: str = "", **initializers: np.ndarray[Any, Any]
+    body: str, *, opset: int = 18, ir_version: int = 8, extra: str = "", **initializers: Any
 ) -> ir.Model:
     """Like ``parse``, with the header written: ``body`` is ``"g (float[N] x) => (float[N] y) { … }"``."""
     return parse(f'<ir_version: {ir_version}, opset_import: ["" : {opset}{extra}]> {body}', **initializers)

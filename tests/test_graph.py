@@ -1,5 +1,7 @@
 """The editor: names, metadata and outputs survive edits; facts come from the inputs."""
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -53,7 +55,8 @@ def test_redirecting_an_output_hands_its_name_to_the_producer() -> None:
     ids=["input to output", "output to output", "initializer to output", "outer value to body output"],
 )
 def test_redirect_changes_nothing_where_it_cannot(body: str) -> None:
-    model = graph(body, **({"w": np.ones(4, np.float32)} if "(w)" in body else {}))
+    weights: dict[str, Any] = {"w": np.ones(4, np.float32)} if "(w)" in body else {}
+    model = graph(body, **weights)
     before = copy(model)
     last = node(model, "Identity")
     assert not Editor(model).redirect(last.outputs[0], last.inputs[0])  # type: ignore[arg-type]
@@ -158,7 +161,7 @@ def test_large_weights_stay_in_the_file(tmp_path: object) -> None:
     ],
 )
 def test_shape_arithmetic_on_symbols(code: str, expected: list[object]) -> None:
-    numbers = {f"i{n}".replace("-", "m"): np.array([n]) for n in (0, 1, 3, -1, -9)}
+    numbers: dict[str, Any] = {f"i{n}".replace("-", "m"): np.array([n]) for n in (0, 1, 3, -1, -9)}
     model = graph(f"g (float[N, 6, 4] x) => (int64[K] y) {{ {code} y = Cast<to = 7>(r) }}", **numbers)
     editor = Editor(model)
     elements = ShapeValues(editor).of(model.graph[-1].inputs[0])

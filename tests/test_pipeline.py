@@ -1,7 +1,7 @@
 """The manager: order, fixed point, verification, bisection, rollback, strictness, audit."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -98,7 +98,7 @@ def chain() -> ir.Model:
     """Nine Relus, each on another shifted input, summed up; and an Identity."""
     lines = [f"s{i} = Add(x, c{i}) [{n}] r{i} = Relu(s{i})" for i, n in enumerate(NAMES)]
     body = f"g (float[N, 4] x) => (float[N, 4] y) {{ {' '.join(lines)} t = Sum({', '.join(NAMES)}) y = Identity(t) }}"
-    constants = {f"c{i}": np.full(4, (i - 4) / 4, np.float32) for i in range(9)}
+    constants: dict[str, Any] = {f"c{i}": np.full(4, (i - 4) / 4, np.float32) for i in range(9)}
     model = graph(body, **constants)
     for node in model.graph:
         node.name = node.outputs[0].name

@@ -14,8 +14,10 @@ import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from onnxopt.errors import OutputError
+from onnxopt.external import OFFLOAD_BYTES
 from onnxopt.graph import Editor
-from onnxopt.model import OFFLOAD_BYTES, copy, from_proto, load, save, source_of, tensors, to_proto
+from onnxopt.model import copy, from_proto, load, save, source_of, to_proto
+from onnxopt.traverse import tensors
 from tests.conformance import oracle
 from tests.conformance.cases import cases
 
@@ -255,7 +257,7 @@ def with_strings_that_are_not_utf8() -> onnx.ModelProto:
 
 def with_quantization_annotations() -> onnx.ModelProto:
     model = _add()
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "w_scale"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.1, np.float32), "w_scale"))
     annotation = model.graph.quantization_annotation.add(tensor_name="w")
     annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="w_scale")
     return model
@@ -318,7 +320,7 @@ def with_every_element_type() -> onnx.ModelProto:
     for kind in sorted(set(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}):
         name = TensorProto.DataType.Name(kind)
         if kind == TensorProto.STRING:
-            model.graph.initializer.append(helper.make_tensor(name, kind, [2], [b"\xff", b"b"]))
+            model.graph.initializer.append(helper.make_tensor(name, kind, [2], [b"\xff", b"b"])  # type: ignore[list-item])
             continue
         numbers = [1, 0, 1, 1]
         model.graph.initializer.append(helper.make_tensor(name, kind, [2, 2], numbers))

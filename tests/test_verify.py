@@ -1,6 +1,8 @@
 """What counts as equal, and what does not."""
 
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -45,7 +47,8 @@ def test_a_small_error_in_one_weight_is_seen(relative: float) -> None:
 def test_noise_is_per_output_and_relative_to_its_scale() -> None:
     """A tiny output beside a huge one: an error of its own size is found."""
     body = "g (float[N, 64] x) => (float[N, 64] big, float[N, 64] tiny) {{ big = Mul(x, k) tiny = {} }}"
-    numbers = {"k": np.array(1e6, np.float32), "t": np.array(1e-6, np.float32), "u": np.array(1.001e-6, np.float32)}
+    numbers: dict[str, Any] = {"k": np.array(1e6, np.float32)}
+    numbers |= {"t": np.array(1e-6, np.float32), "u": np.array(1.001e-6, np.float32)}
     before, after = (graph(body.format(f"Mul(x, {c})"), **numbers) for c in "tu")
     assert "output 'tiny'" in differences(before, after)
 
@@ -85,7 +88,7 @@ def test_missing_and_renamed_outputs_are_differences() -> None:
 
 def test_a_candidate_that_does_not_run_is_a_difference() -> None:
     body = "g (float[N, 4] x) => (float[N, 4] y) {{ y = Reshape(x, {}) }}"
-    shapes = {"a": np.array([-1, 4]), "b": np.array([2, 4])}
+    shapes: dict[str, Any] = {"a": np.array([-1, 4]), "b": np.array([2, 4])}
     assert "cannot be computed" in differences(*(graph(body.format(s), **shapes) for s in "ab"))
 
 

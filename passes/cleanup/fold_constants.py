@@ -57,8 +57,12 @@ class FoldConstants(Pass):
         log = Log(self, context)
         editor = context.editor
         failed: set[ir.Node] = set()
+
+        def allows(node: ir.Node) -> bool:
+            return node not in failed and self.may_change(node, context)
+
         while True:
-            plan = _Plan(editor, self.max_growth, lambda n: n not in failed and self.may_change(n, context))
+            plan = _Plan(editor, self.max_growth, allows)
             results = _compute(plan.wanted, editor)
             culprits = {node for v in plan.wanted if v not in results and (node := v.producer()) is not None}
             if not culprits:
@@ -92,7 +96,7 @@ class _Plan:
     def __post_init__(self) -> None:
         foldable = self._foldable()
         self._order = {node: at for at, node in enumerate(foldable)}
-        budget = self.max_growth
+        budget = float(self.max_growth)
         demanded: set[ir.Value] = set()
         for node in reversed(foldable):
             outputs = [v for v in node.outputs if v.uses() and self._is_demanded(v, demanded)]
@@ -222,9 +226,10 @@ def _refer(value: ir.Value, editor: Editor) -> np.ndarray[Any, Any] | None:
     arrays = [None if v is None else editor.constant(v) for v in node.inputs]
     if any(v is not None and a is None for v, a in zip(node.inputs, arrays, strict=True)):
         return None
-    feeds = {v.name: a for v, a in zip(node.inputs, arrays, strict=True) if v is not None}
+    feeds: dict[str, Any] = {v.name or "": a for v, a in zip(node.inputs, arrays, strict=True) if v is not None}
     try:
-        results = ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": editor.opset(node)}).run(None, feeds)
+        evaluator = ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": editor.opset(node)})
+        results: Any = evaluator.run(None, feeds)
     except Exception:  # it has its own gaps; then the node stays
         return None
     return np.asarray(results[node.outputs.index(value)])

@@ -50,11 +50,12 @@ class FoldShapes(Pass):
                 if self.may_change(node, context) and (text := _materialise(node, at, values, editor)):
                     log.changed(label(node), text)
         for value, elements in _known(values, editor):
-            node = value.producer()
-            if node is None or context.gate.closed or not self.may_change(node, context):
+            producer = value.producer()
+            if producer is None or context.gate.closed or not self.may_change(producer, context):
                 continue
-            _replace(node, value, elements, editor)
-            log.changed(label(node), f"is always {elements.tolist()}")
+            name = label(producer)
+            _replace(producer, value, elements, editor)
+            log.changed(name, f"is always {elements.tolist()}")
         return log.report()
 
 
@@ -168,5 +169,5 @@ def _slice_ends(
     computed = node.inputs[2]
     dtype = editor.dtype(computed)
     if dtype == ir.DataType.INT32:
-        return np.minimum(np.array(ends, dtype=np.int64), np.iinfo(np.int32).max).astype(np.int32)  # type: ignore[return-value]
+        return np.minimum(np.array(ends, dtype=np.int64), np.iinfo(np.int32).max).astype(np.int32)
     return np.array(ends, dtype=np.int64)

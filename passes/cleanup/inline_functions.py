@@ -24,9 +24,9 @@ import onnx_ir as ir
 
 from onnxopt.errors import OptionError
 from onnxopt.graph import Editor, discard, label
-from onnxopt.model import graphs
 from onnxopt.pass_base import Context, Log, Pass, Refuse, Report
 from onnxopt.passes.cleanup._splice import Names, connect, named_values, rename, splice
+from onnxopt.traverse import graphs
 
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 

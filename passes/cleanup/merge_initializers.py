@@ -21,9 +21,9 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxopt.graph import bodies
-from onnxopt.model import graphs
 from onnxopt.pass_base import Context, Log, Pass, Report
 from onnxopt.passes.cleanup._content import digest, kind, sample
+from onnxopt.traverse import graphs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt import wire
 from onnxopt.errors import OnnxoptError
-from onnxopt.model import OFFLOAD_BYTES, load, to_proto
+from onnxopt.external import OFFLOAD_BYTES
+from onnxopt.model import load, to_proto
 from tests.fuzz.test_random_graphs import settings_for
 
 LONGEST_SECONDS = 5.0

@@ -9,7 +9,8 @@ import pytest
 
 import onnxopt
 from onnxopt.errors import OptionError
-from onnxopt.model import OFFLOAD_BYTES, to_proto
+from onnxopt.external import OFFLOAD_BYTES
+from onnxopt.model import to_proto
 from onnxopt.passes.cleanup.convert_opset import ConvertOpset
 from tests.support import count_ops, graph, ops, run
 

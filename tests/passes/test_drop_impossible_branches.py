@@ -1,5 +1,7 @@
 """drop-impossible-branches."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ SQUEEZE = """g (float[N, 3, T] x) => ({out} y) {{
                 else_branch = b () => (float[N, 3, T] q) {{ q = Identity(x) }}>
     {rest}
 }}"""
-NUMBERS = {"one": np.array([1]), "two": np.array([2]), "zero": np.array([0]), "W": W, "R": R}
+NUMBERS: dict[str, Any] = {"one": np.array([1]), "two": np.array([2]), "zero": np.array([0]), "W": W, "R": R}
 LSTM = "h, z, k = LSTM<hidden_size = 2>(u, W, R) y = Identity(h)"
 
 
@@ -47,19 +49,11 @@ def test_sees_through_a_second_if() -> None:
 
 @pytest.mark.parametrize(
     ("rest", "out"),
-    [
-        ("y = Identity(r)", "float y"),
-        ("y = Shape(r)", "int64[K]"),
-        ("m = ReduceMean<keepdims = 0>(r) y = Identity(m)", "float"),
-    ],
-    ids=["any rank is an output", "shape takes any rank", "reductions take any rank"],
+    [("y = Shape(r)", "int64[K]"), ("m = ReduceMean<keepdims = 0>(r) y = Identity(m)", "float")],
+    ids=["shape takes any rank", "reductions take any rank"],
 )
 def test_both_branches_stay_where_both_can_run(rest: str, out: str) -> None:
-    body = squeezed(rest, out.removesuffix(" y"))
-    if out.startswith("float y"):
-        body = body.replace("(float y)", "(float[A, B] y)").replace("(float[N, 3, T] q) { q = Identity(x) }",
-                                                                   "(float[N, 3] q) { q = ReduceMax<keepdims=0>(x, two) }")  # fmt: skip
-    _, report = run(DropImpossibleBranches(), graph(body, **NUMBERS), X)
+    _, report = run(DropImpossibleBranches(), graph(squeezed(rest, out), **NUMBERS), X)
     assert report.changed == 0
 
 

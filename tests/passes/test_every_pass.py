@@ -17,11 +17,12 @@ import pytest
 
 import onnxopt.passes
 from onnxopt.graph import Editor
-from onnxopt.model import copy, graphs, to_proto
+from onnxopt.model import copy, to_proto
 from onnxopt.pass_base import Context, Gate, Pass, Report
 from onnxopt.passes import ALL
 from onnxopt.pipeline import interface
 from onnxopt.recipes import find, parse_pipeline
+from onnxopt.traverse import graphs
 from tests.fuzz.test_random_graphs import OPTIONS
 from tests.support import graph
 

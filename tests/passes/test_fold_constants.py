@@ -1,6 +1,8 @@
 """fold-constants."""
 
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -115,11 +117,10 @@ def test_inside_bodies_and_functions() -> None:
     assert count_ops(run(RemoveDead(), after)[0]) == {"If": 1, "Add": 1, "Mul": 1}
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int32, np.uint8])
-def test_types(dtype: type) -> None:
-    kind = {np.float16: "float16", np.float64: "double", np.int32: "int32", np.uint8: "uint8"}[dtype]
+@pytest.mark.parametrize("kind", ["float16", "double", "int32", "uint8"])
+def test_types(kind: str) -> None:
     body = f"g ({kind}[N, 4] x) => ({kind}[M, 4] y) {{ a = Transpose<perm = [1, 0]>(w) y = Concat<axis = 0>(a, x) }}"
-    before = graph(body, w=np.ones((4, 1), dtype))
+    before = graph(body, w=np.ones((4, 1), kind))
     assert run(FoldConstants(), before)[1].changed == 1
 
 
@@ -136,7 +137,7 @@ def test_a_weight_cut_up_and_put_together_again_is_freed_as_a_whole() -> None:
         a = Slice(w, i0, i32, i0) b = Slice(w, i32, i64, i0) c = Slice(w, i64, i96, i0)
         d = Concat<axis = 0>(b, a, c) t = Transpose(d) y = MatMul(x, t)
     }"""
-    numbers = {f"i{n}": np.array([n]) for n in (0, 32, 64, 96)}
+    numbers: dict[str, Any] = {f"i{n}": np.array([n]) for n in (0, 32, 64, 96)}
     after, report = run(FoldConstants(), graph(body, w=np.ones((96, 64), np.float32), **numbers))
     assert report.changed == 1
     assert used_ops(after) == ["MatMul"]

@@ -1,5 +1,7 @@
 """fold-shapes."""
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -11,7 +13,7 @@ from onnxopt.passes.cleanup.remove_dead import RemoveDead
 from tests.support import graph, ops, run
 
 
-def folded(body: str, **initializers: np.ndarray) -> tuple[ir.Model, list[str]]:
+def folded(body: str, **initializers: Any) -> tuple[ir.Model, list[str]]:
     """The model after fold-shapes, and its operators once dead nodes are gone."""
     after, _ = run(FoldShapes(), graph(body, **initializers))
     return after, ops(run(RemoveDead(), after)[0])
@@ -32,7 +34,7 @@ SPLIT_HEADS = """g (float[batch, seq, 768] x) => (float[batch, seq, 12, 64] y) {
     target = Concat<axis = 0>(bu, su, heads, size)
     y = Reshape(x, target)
 }"""
-NUMBERS = {
+NUMBERS: dict[str, Any] = {
     "zero": np.array(0), "one": np.array(1), "axis": np.array([0]), "heads": np.array([12]), "size": np.array([64])
 }  # fmt: skip
 
@@ -103,7 +105,8 @@ def test_torchs_expand_of_minus_one() -> None:
         s = Shape(x) n = Gather(s, zero) t = Concat<axis = 0>(n, seven) e = Equal(t, minus) u = Where(e, ones, t)
         y = Expand(x, u)
     }"""
-    numbers = {"zero": np.array([0]), "seven": np.array([7]), "minus": np.array(-1), "ones": np.array([1, 1])}
+    numbers: dict[str, Any] = {"zero": np.array([0]), "seven": np.array([7])}
+    numbers |= {"minus": np.array(-1), "ones": np.array([1, 1])}
     model, left = folded(body, **numbers)
     assert left == ["Expand"]
     assert shape_input(model, "Expand") == [1, 7]
@@ -119,7 +122,7 @@ def test_slice_to_the_size_of_its_axis() -> None:
 
 
 @pytest.mark.parametrize("steps", [np.array([-1]), np.array([2])])
-def test_slice_with_steps_stays(steps: np.ndarray) -> None:
+def test_slice_with_steps_stays(steps: np.ndarray[Any, Any]) -> None:
     body = """g (float[N, 4] x) => (float[M, 4] y) {
         s = Shape(x) n = Gather(s, zero) y = Slice(x, one, n, zero, steps)
     }"""
@@ -148,7 +151,7 @@ def test_in_a_body() -> None:
             else_branch = e () => (float[N, 2, 3] b) { q = Concat<axis = 0>(n, two, three) b = Reshape(x, q) }
         >
     }"""
-    numbers = {"zero": np.array([0]), "two": np.array([2]), "three": np.array([3])}
+    numbers: dict[str, Any] = {"zero": np.array([0]), "two": np.array([2]), "three": np.array([3])}
     after, report = run(FoldShapes(), graph(body, **numbers))
     assert report.changed == 2
     assert ops(run(RemoveDead(), after)[0]) == ["If"]

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 import onnxopt
-from onnxopt.model import OFFLOAD_BYTES
+from onnxopt.external import OFFLOAD_BYTES
 from onnxopt.passes.cleanup.merge_initializers import MergeInitializers
 from tests.support import assert_same_outputs, graph, run
 

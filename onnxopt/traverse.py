@@ -1,0 +1,60 @@
+"""Walk over a model: its graphs at every depth, and the tensors in them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+
+
+@contextmanager
+def without_gc() -> Iterator[None]:
+    """Do not search for garbage meanwhile: a model is one tangle of cycles, and searching it again and again
+    while it grows takes time quadratic in its size."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Every graph of the model: the main one, local functions, and the bodies inside all of these."""
+    for holder in (model.graph, *(f.graph for f in model.functions.values())):
+        yield holder
+        yield from _inner(holder)
+
+
+def _inner(graph: ir.Graph) -> Iterator[ir.Graph]:
+    for node in graph:
+        for attribute in node.attributes.data.values():  # the plain dict: this runs over every node all the time
+            if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
+                bodies: tuple[ir.Graph, ...] = (attribute.value,)
+            elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
+                bodies = tuple(attribute.value)
+            else:
+                continue
+            for body in bodies:
+                yield body
+                yield from _inner(body)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Size of all initializers and constant attributes in bytes."""
+    return sum(tensor.nbytes for tensor in tensors(model))
+
+
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every tensor stored in the model: initializers and node attributes, at any depth."""
+    for graph in graphs(model):
+        yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield attribute.value
+                elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
+                    yield from attribute.value
