@@ -320,7 +320,7 @@ def with_every_element_type() -> onnx.ModelProto:
     for kind in sorted(set(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}):
         name = TensorProto.DataType.Name(kind)
         if kind == TensorProto.STRING:
-            model.graph.initializer.append(helper.make_tensor(name, kind, [2], [b"\xff", b"b"])  # type: ignore[list-item])
+            model.graph.initializer.append(helper.make_tensor(name, kind, [2], [b"\xff", b"b"]))  # type: ignore[list-item]
             continue
         numbers = [1, 0, 1, 1]
         model.graph.initializer.append(helper.make_tensor(name, kind, [2, 2], numbers))
