@@ -311,9 +311,9 @@ class _Run:
                 f"outputs equal on {probes} probe{'s' if probes != 1 else ''}, "
                 f"largest movement {self._reference.worst:.1g} of the output's scale"
             )
-            if self._reference.stood_in:
-                spared = sum(weight.length for weight in self._reference.stood_in)
-                self.report.verification += f"; {spared / 1e9:.1f} GB of weights that nothing touched were stood in for"
+            spared = sum(weight.length for weight in self._reference.stood_in)
+            if spared:
+                self.report.verification += f"; {spared / 1e6:.0f} MB of untouched weights were stood in for"
         if self.report.changed:
             steps = [str(p) for p in self.manager.passes if self._changes(p)]
             entry = f"{onnxopt.__version__}: {','.join(steps)}"

@@ -4,7 +4,8 @@ All foldable nodes are computed together, by one ONNX Runtime session without op
 sessions take ten times as long. If that session fails, halves of it are tried, so that a node that cannot run
 costs only itself. What ONNX Runtime has no kernel for, ``onnx.reference`` computes.
 
-Never folded: random operators, Q/DQ nodes (they are the quantization), custom operators, and whatever would
+Never folded: random operators, Q/DQ nodes (they are the quantization), sequences and optionals (they are no
+tensors, so they cannot be initializers), custom operators, and whatever would
 make the file grow. A result may be as large as the constants that die with it, plus what the nodes and names
 that vanish take themselves, plus ``max_growth`` for the model as a whole: a ConstantOfShape of 100 MB stays.
 """
@@ -30,6 +31,8 @@ from onnxopt.runtime import Session, Snapshot
 _NEVER = frozenset({
     "Constant", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
     "Dropout", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "If", "Loop", "Scan", "SequenceMap",
+    "SequenceConstruct", "SequenceEmpty", "SequenceAt", "SequenceInsert", "SequenceErase", "SequenceLength",
+    "SplitToSequence", "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement",
 })  # fmt: skip
 
 _NODE_BYTES = 48

@@ -45,8 +45,9 @@ class FoldShapes(Pass):
             for node in editor.nodes({op}):
                 if context.gate.closed:
                     break
-                if len(node.inputs) <= at or constant_tensor(node.inputs[at]) is not None:
-                    continue
+                computed = node.inputs[at] if len(node.inputs) > at else None
+                if computed is None or computed.producer() is None or constant_tensor(computed) is not None:
+                    continue  # a shape that the caller gives is the caller's
                 if self.may_change(node, context) and (text := _materialise(node, at, values, editor)):
                     log.changed(label(node), text)
         for value, elements in _known(values, editor):

@@ -155,3 +155,9 @@ def test_in_a_body() -> None:
     after, report = run(FoldShapes(), graph(body, **numbers))
     assert report.changed == 2
     assert ops(run(RemoveDead(), after)[0]) == ["If"]
+
+
+def test_a_shape_that_the_caller_gives_is_the_callers() -> None:
+    body = "g (float[2, 3] x, int64[1] s) => (float[6] y) { y = Reshape(x, s) }"
+    feeds = {"x": np.ones((2, 3), np.float32), "s": np.array([6])}
+    assert run(FoldShapes(), graph(body), feeds)[1].changed == 0
