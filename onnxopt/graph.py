@@ -175,21 +175,37 @@ class Editor:
         are copied, and its name if ``name`` is not given and that node is going to be removed by the
         caller (two nodes may share it until then).
         """
+        return self.insert_many(before, op, inputs, attributes, outputs=1, like=like, name=name)[0]
+
+    def insert_many(
+        self,
+        before: ir.Node,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, AttributeValue] | None = None,
+        *,
+        outputs: int,
+        like: ir.Node | None = None,
+        name: str | None = None,
+    ) -> Sequence[ir.Value]:
+        """The same for a node with several outputs, all of which are returned."""
         old = like or before
         node = ir.node(
             op,
             list(inputs),
             {k: v for k, v in (attributes or {}).items() if v is not None},
+            num_outputs=outputs,
             name=name if name is not None else (old.name or ""),
             doc_string=old.doc_string,
             metadata_props=dict(old.metadata_props),
         )
-        node.outputs[0].name = self.fresh(f"{old.outputs[0].name if old.outputs else old.name}_{op}")
+        for output in node.outputs:
+            output.name = self.fresh(f"{old.outputs[0].name if old.outputs else old.name}_{op}")
         assert before.graph is not None
         before.graph.insert_before(before, node)
         if self._index is not None:
             self._index.setdefault(op, []).append(node)
-        return node.outputs[0]
+        return node.outputs
 
     def add_constant(
         self, user: ir.Node, array: np.ndarray[Any, Any] | np.generic | ir.TensorProtocol, name: str

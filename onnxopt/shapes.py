@@ -30,6 +30,7 @@ class Facts:
         self._dtypes: dict[ir.Value, ir.DataType | None] = {}
         self._shapes: dict[ir.Value, Dims | None] = {}
         self._retried: set[ir.Value] = set()
+        self._runs = 0
         self.infer()
 
     def shape(self, value: ir.Value) -> Dims | None:
@@ -64,9 +65,12 @@ class Facts:
         _add_types_of_ml(proto)
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+            if self._model.opset_imports.get("") == _WRONG_SLICE and _pin_slices(proto.graph, inferred.graph, {}):
+                inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         except Exception:  # onnx raises several unrelated types; without inference we only know less
             inferred = proto
         self._retried.clear()
+        self._runs += 1
         self._read(self._model.graph, inferred.graph)
 
     def _read(self, graph: ir.Graph, proto: onnx.GraphProto) -> None:
@@ -90,7 +94,7 @@ class Facts:
     def _note(self, value: ir.Value, found: dict[str, onnx.TypeProto]) -> None:
         type_ = found.get(value.name or "")
         if type_ is not None and type_.HasField("tensor_type"):
-            dtype, shape = _read_type(type_.tensor_type)
+            dtype, shape = _read_type(type_.tensor_type, self._runs)
             self._dtypes[value] = dtype or self._dtypes.get(value)
             self._shapes[value] = shape if shape is not None else self._shapes.get(value)
 
@@ -130,20 +134,57 @@ class Facts:
         for value in node.outputs:
             type_ = outputs.get(value.name or "")
             if type_ is not None and type_.HasField("tensor_type"):
-                self.learn(value, *_read_type(type_.tensor_type))
+                dtype, shape = _read_type(type_.tensor_type)
+                if shape is not None and node.op_type == "Slice" and schema.since_version == _WRONG_SLICE:
+                    shape = tuple(dim if isinstance(dim, int) else None for dim in shape)
+                self.learn(value, dtype, shape)
 
 
-def _read_type(type_: onnx.TypeProto.Tensor) -> tuple[ir.DataType | None, Dims | None]:
+def _read_type(type_: onnx.TypeProto.Tensor, run: int = 0) -> tuple[ir.DataType | None, Dims | None]:
     dtype = ir.DataType(type_.elem_type) if type_.elem_type else None
     if not type_.HasField("shape"):
         return dtype, None
-    return dtype, tuple(_read_dim(dim) for dim in type_.shape.dim)
+    return dtype, tuple(_read_dim(dim, run) for dim in type_.shape.dim)
 
 
-def _read_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+def _read_dim(dim: onnx.TensorShapeProto.Dimension, run: int) -> Dim:
     if dim.HasField("dim_value"):
         return dim.dim_value if dim.dim_value >= 0 else None  # some exporters write -1 for "dynamic"
+    if dim.dim_param.startswith("unk__"):  # made up by onnx, which begins to count anew in each run
+        return f"{dim.dim_param} of run {run}"
     return dim.dim_param or None
+
+
+_WRONG_SLICE = 10
+"""The version of Slice whose output, says onnx, keeps the symbols of all dims, also of those it cuts."""
+
+
+def _pin_slices(graph: onnx.GraphProto, inferred: onnx.GraphProto, constants: dict[str, onnx.TensorProto]) -> bool:
+    """Give each dim that a Slice cuts, and that has no number, a symbol of its own; whether there is any."""
+    constants = constants | {tensor.name: tensor for tensor in graph.initializer}
+    known = {info.name: info.type for info in (*inferred.value_info, *inferred.output)}
+    outputs = {info.name: info for info in graph.output}
+    pinned = False
+    for node, other in zip(graph.node, inferred.node, strict=True):
+        for attribute, of_other in zip(node.attribute, other.attribute, strict=True):
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                pinned |= _pin_slices(attribute.g, of_other.g, constants)
+            elif attribute.name == "value" and node.op_type == "Constant":
+                constants[node.output[0]] = attribute.t
+        type_ = known.get(node.output[0]) if node.op_type == "Slice" and node.domain == "" and node.output else None
+        if type_ is None or not type_.tensor_type.HasField("shape"):
+            continue
+        rank = len(type_.tensor_type.shape.dim)
+        given = constants.get(node.input[3]) if len(node.input) > 3 else None
+        axes = {int(a) % rank for a in onnx.numpy_helper.to_array(given)} if given is not None and rank else range(rank)
+        info = outputs.get(node.output[0]) or graph.value_info.add(name=node.output[0])
+        info.type.CopyFrom(type_)
+        for axis in axes:
+            dim = info.type.tensor_type.shape.dim[axis]
+            if not dim.HasField("dim_value"):
+                dim.dim_param = f"{node.output[0]}, cut along {axis}"
+        pinned = True
+    return pinned
 
 
 def _forget_value_info(graph: onnx.GraphProto, but: Iterable[str], is_body: bool = False) -> None:

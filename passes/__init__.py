@@ -30,6 +30,7 @@ from onnxopt.passes.cleanup.fuse_layer_norm import FuseLayerNorm
 from onnxopt.passes.cleanup.fuse_mish import FuseMish
 from onnxopt.passes.cleanup.fuse_rms_norm import FuseRmsNorm
 from onnxopt.passes.cleanup.fuse_softplus import FuseSoftplus
+from onnxopt.passes.cleanup.fuse_split import FuseSplit
 from onnxopt.passes.cleanup.fuse_swish import FuseSwish
 from onnxopt.passes.cleanup.inline_functions import InlineFunctions
 from onnxopt.passes.cleanup.inline_if import InlineIf
@@ -57,6 +58,7 @@ ALL: tuple[type[Pass], ...] = (
     FoldShapes,
     FoldConstants,
     DropDefaultInputs,
+    FuseSplit,
     MergeCasts,
     MergeClips,
     MergeConcats,

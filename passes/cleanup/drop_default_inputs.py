@@ -32,6 +32,9 @@ _DEFAULTS: dict[str, dict[int, float]] = {
 }
 """Operator → position of an optional input → the value it has when it is missing."""
 
+_REARRANGING = frozenset({"Expand", "Slice", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Tile"})
+"""Operators that bring no new elements in."""
+
 _GEMM_WITHOUT_C = 11
 _MAX_ELEMENTS = 1 << 20
 
@@ -60,7 +63,7 @@ class DropDefaultInputs(NodePass):
         return f"lost {len(dropped)} input{'s' if len(dropped) > 1 else ''} that held the default"
 
 
-def _holds(value: ir.Value | None, default: float, editor: Editor) -> bool:
+def _holds(value: ir.Value | None, default: float, editor: Editor, depth: int = 10) -> bool:
     """Whether every element of ``value`` is known to be ``default``."""
     if value is None:
         return False
@@ -71,8 +74,8 @@ def _holds(value: ir.Value | None, default: float, editor: Editor) -> bool:
             if fill is None:
                 return default == 0.0 and "value" not in node.attributes
             return bool(np.all(fill.numpy() == default))
-        if node.op_type == "Expand":
-            return _holds(node.inputs[0], default, editor)
+        if node.op_type in _REARRANGING:
+            return depth > 0 and _holds(node.inputs[0], default, editor, depth - 1)
     tensor = constant_tensor(value)
     if tensor is None or tensor.dtype == ir.DataType.STRING or not 0 < tensor.size <= _MAX_ELEMENTS:
         return False

@@ -8,6 +8,8 @@ nodes behind it die::
 
     Reshape(x: [batch, seq, 768], Concat(Shape(x)[0], Shape(x)[1], 12, 64))  →  Reshape(x, [0, 0, 12, 64])
 
+Dims that stay computed are computed once: ``Shape(h)[0]`` is ``Shape(x)[0]`` where both are ``batch``.
+
 Exact for every size of the dynamic dims but zero, where ONNX Runtime refuses a −1 beside a copied 0.
 """
 
@@ -57,7 +59,28 @@ class FoldShapes(Pass):
             name = label(producer)
             _replace(producer, value, elements, editor)
             log.changed(name, f"is always {elements.tolist()}")
+        self._share(values, context, log)
         return log.report()
+
+    def _share(self, values: ShapeValues, context: Context, log: Log) -> None:
+        """Let what is known to be the same dims be computed once, from whatever tensor comes first."""
+        for graph in context.editor.graphs():
+            first: dict[object, ir.Value] = {}
+            for node in graph:
+                value = node.outputs[0] if len(node.outputs) == 1 else None
+                elements = values.of(value) if node.op_type != "Constant" else None
+                if value is None or elements is None:
+                    continue
+                dims = elements.reshape(-1).tolist()
+                if None in dims or not any(isinstance(dim, str) for dim in dims):
+                    continue
+                key = context.editor.dtype(value), elements.shape, tuple(dims)
+                twin = first.setdefault(key, value)
+                if twin is value or not value.uses() or value.is_graph_output():
+                    continue
+                if self.may_change(node, context):
+                    value.replace_all_uses_with(twin)
+                    log.changed(label(node), f"is {elements.tolist()}, as {twin.name} is already")
 
 
 def _known(values: ShapeValues, editor: Editor) -> list[tuple[ir.Value, Elements]]:
@@ -99,6 +122,8 @@ def _materialise(node: ir.Node, at: int, values: ShapeValues, editor: Editor) ->
     if wanted is None or computed is None:
         return None
     node.replace_input_with(at, editor.add_constant(node, wanted, computed.name or "shape"))
+    if node.op_type == "Reshape" and 0 in wanted:
+        node.attributes.pop("allowzero", None)  # here a 0 copies
     editor.outdate_facts()
     return f"reads the constant {wanted.tolist()} instead of a computed shape"
 
@@ -110,8 +135,8 @@ def _reshape_target(node: ir.Node, elements: Elements | None, editor: Editor) ->
     inferred = editor.shape(node.outputs[0])
     if elements is None and inferred is None:
         return None
-    if attribute(node, "allowzero", 0) != 0:
-        return None
+    if attribute(node, "allowzero", 0) != 0 and (elements is None or 0 in elements):
+        return None  # there a 0 is a size
     length = elements.size if elements is not None else len(inferred or ())
     target: list[int] = []
     for i in range(length):

@@ -70,19 +70,27 @@ class MergeReshapes(NodePass):
         if node.op_type == "Reshape" and _target_fits(first, node, source, editor):
             node.replace_input_with(0, source)
             return True
-        if first.graph is not node.graph or sole_reader(first.outputs[0]) is not node:
+        if first.graph is not node.graph:
             return False
-        if first.op_type == node.op_type and node.op_type in ("Squeeze", "Unsqueeze"):
+        if first.op_type == node.op_type and node.op_type in ("Squeeze", "Unsqueeze") and _all_alike(first):
             both = _both_axes(first, node, editor)
             if both is not None:
                 _put_axes(node, source, both, editor)
                 return True
         target = _target(editor.shape(node.outputs[0]))
-        if target is None or node.graph is None:
+        if target is None or node.graph is None or sole_reader(first.outputs[0]) is not node:
             return False
         shape = editor.add_constant(node, np.array(target, dtype=np.int64), "shape")
         editor.replace_node(node, "Reshape", [source, shape])
         return True
+
+
+def _all_alike(first: ir.Node) -> bool:
+    """Whether all readers of ``first`` are of its kind, so that it dies once they have taken over its work."""
+    output = first.outputs[0]
+    return not output.is_graph_output() and all(
+        reader.op_type == first.op_type and at == 0 and reader.graph is first.graph for reader, at in output.uses()
+    )
 
 
 def _is_reshape(node: ir.Node, editor: Editor) -> bool:

@@ -25,6 +25,14 @@ def test_zero_states_and_what_computed_them_vanish() -> None:
     assert len(after.graph[-1].inputs) == 4
 
 
+def test_a_slice_of_zeros_is_zeros() -> None:
+    state = STATE.replace("Concat<axis = 0>(one, n, two)", "Concat<axis = 0>(two, n, two)").replace("h =", "z =")
+    state += " h = Slice(z, one, two, zero)"
+    numbers = NUMBERS | {"zero": np.array([0])}
+    after, _ = run(DropDefaultInputs(), graph(LSTM.format(state=state), **numbers))
+    assert ops(run(RemoveDead(), after)[0]) == ["LSTM"]
+
+
 def test_states_that_are_not_zero_stay() -> None:
     state = STATE.replace("ConstantOfShape(t)", "ConstantOfShape<value = float[1] {0.5}>(t)")
     assert run(DropDefaultInputs(), graph(LSTM.format(state=state), **NUMBERS))[1].changed == 0

@@ -161,3 +161,15 @@ def test_a_shape_that_the_caller_gives_is_the_callers() -> None:
     body = "g (float[2, 3] x, int64[1] s) => (float[6] y) { y = Reshape(x, s) }"
     feeds = {"x": np.ones((2, 3), np.float32), "s": np.array([6])}
     assert run(FoldShapes(), graph(body), feeds)[1].changed == 0
+
+
+def test_the_same_dims_are_computed_once() -> None:
+    body = """g (float[batch, seq, 8] x, float[M] z) => (float[A, B] y, float[C, D] w) {
+        h = Relu(x) s = Shape(x) a = Gather(s, zero) t = Shape(h) b = Gather(t, zero) u = Shape(z) c = Gather(u, zero)
+        d = Concat<axis = 0>(a, c) y = ConstantOfShape(d) e = Concat<axis = 0>(b, c) f = Concat<axis = 0>(e, e)
+        g = Slice(f, zero, two) w = ConstantOfShape(g)
+    }"""
+    after, report = run(FoldShapes(), graph(body, zero=np.array([0]), two=np.array([2])))
+    assert "as s is already" in str(report.changes[0])
+    left = ops(run(RemoveDead(), after)[0])
+    assert left == ["Shape", "Gather", "Shape", "Concat", "ConstantOfShape", "ConstantOfShape"]

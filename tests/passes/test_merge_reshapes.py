@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from onnxopt.passes.cleanup.merge_reshapes import MergeReshapes
@@ -104,3 +105,13 @@ def test_in_a_function() -> None:
     after, report = run(MergeReshapes(), before)
     assert report.changed == 1
     assert [n.op_type for f in after.functions.values() for n in f if n.op_type != "Constant"] == ["Reshape"]
+
+
+def test_an_unsqueeze_that_only_unsqueezes_read_is_taken_over_by_all() -> None:
+    body = """g (float[N] x) => (float[1, 1, N, 1] y, float[1, 1, 1, N] z) {
+        a = Unsqueeze(x, first) y = Unsqueeze(a, three) z = Unsqueeze(a, two)
+    }"""
+    numbers: dict[str, Any] = {"first": np.array([0, 1]), "two": np.array([2]), "three": np.array([3])}
+    after, report = run(MergeReshapes(), graph(body, **numbers))
+    assert report.changed == 2
+    assert ops(after) == ["Unsqueeze", "Unsqueeze"]
