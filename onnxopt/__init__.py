@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from onnxopt._imports import defer
+from onnxopt._version import VERSION
 
 if TYPE_CHECKING:
     from onnxopt.api import Result as Result
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from onnxopt.recipes import parse_pipeline as parse_pipeline
     from onnxopt.recipes import recipe as recipe
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
     "GraphSurgeonPass": "interop",

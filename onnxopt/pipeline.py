@@ -16,7 +16,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-import onnxopt
+from onnxopt._version import VERSION
 from onnxopt.errors import DataError, EngineError, OptionError, PassError
 from onnxopt.graph import Editor
 from onnxopt.metrics import fidelity
@@ -311,12 +311,14 @@ class _Run:
                 f"outputs equal on {probes} probe{'s' if probes != 1 else ''}, "
                 f"largest movement {self._reference.worst:.1g} of the output's scale"
             )
+            if self._reference.worst_noise:
+                self.report.verification += f", where its own noise is {self._reference.worst_noise:.1g}"
             spared = sum(weight.length for weight in self._reference.stood_in)
             if spared:
                 self.report.verification += f"; {spared / 1e6:.0f} MB of untouched weights were stood in for"
         if self.report.changed:
             steps = [str(p) for p in self.manager.passes if self._changes(p)]
-            entry = f"{onnxopt.__version__}: {','.join(steps)}"
+            entry = f"{VERSION}: {','.join(steps)}"
             earlier = self.model.metadata_props.get(AUDIT_KEY)
             self.model.metadata_props[AUDIT_KEY] = f"{earlier}; {entry}" if earlier else entry
 

@@ -56,6 +56,8 @@ class Reference:
     """Large weights that rank-one matrices stand in for, here and in candidates, until one touches them."""
     worst: float = field(default=0.0)
     """The largest relative movement seen so far in an accepted candidate."""
+    worst_noise: float = field(default=0.0)
+    """The original's own noise where that was, if it is more than what rounding explains."""
 
     @classmethod
     def of(cls, model: ir.Model, feeds: Sequence[Feeds] | None = None, *, stand_in: bool = False) -> Reference:
@@ -149,7 +151,9 @@ class Reference:
             floor = _FLOOR.get(x.dtype.name, 0.0)
             if moved > floor and moved > NOISE_FACTOR * self._noise[at][name]:
                 return f"moved by {moved:.2g} of its scale, the original's own noise is {self._noise[at][name]:.2g}"
-            self.worst = max(self.worst, moved)
+            if moved > self.worst:
+                self.worst = moved
+                self.worst_noise = self._noise[at][name] if moved > floor else 0.0
         return None
 
 

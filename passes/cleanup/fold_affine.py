@@ -17,9 +17,9 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
-from onnxopt.passes.cleanup.affine import Affine, affine, ends_a_fusion
-from onnxopt.passes.cleanup.linear import Layer, layer_before, layer_behind, per_channel
-from onnxopt.passes.cleanup.operands import broadcasts_into, discard
+from onnxopt.passes.cleanup._affine import Affine, affine, ends_a_fusion
+from onnxopt.passes.cleanup._linear import Layer, layer_before, layer_behind, per_channel
+from onnxopt.passes.cleanup._operands import broadcasts_into, discard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
-from onnxopt.passes.cleanup.affine import Array
-from onnxopt.passes.cleanup.linear import Layer, layer_before, layer_behind
-from onnxopt.passes.cleanup.operands import discard, is_read
+from onnxopt.passes.cleanup._affine import Array
+from onnxopt.passes.cleanup._linear import Layer, layer_before, layer_behind
+from onnxopt.passes.cleanup._operands import discard, is_read
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
-from onnxopt.passes.cleanup.operands import Padding, discard, is_read, numbers, padding, put_numbers, value_range
+from onnxopt.passes.cleanup._operands import Padding, discard, is_read, numbers, padding, put_numbers, value_range
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute, constant_tensor, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
-from onnxopt.passes.cleanup.layout import Perm, inverse
-from onnxopt.passes.cleanup.operands import input_at, integers, permutation, write_constant
+from onnxopt.passes.cleanup._layout import Perm, inverse
+from onnxopt.passes.cleanup._operands import input_at, integers, permutation, write_constant
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxopt.pass_base import Refuse
-from onnxopt.passes.cleanup.reductions import keeps_dims, reduced_axes
+from onnxopt.passes.cleanup._reductions import keeps_dims, reduced_axes
 from onnxopt.rewrite import Match, RewritePass, Rule, rule
 
 _POOL = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}

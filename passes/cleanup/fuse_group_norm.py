@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import attribute
 from onnxopt.pass_base import Refuse
-from onnxopt.passes.cleanup.normalizations import own_constant, placed
+from onnxopt.passes.cleanup._normalizations import own_constant, placed
 from onnxopt.rewrite import Match, RewritePass, Rule, rule
 
 _OP = "GroupNormalization"

@@ -19,7 +19,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxopt.pass_base import Refuse
-from onnxopt.passes.cleanup.normalizations import (
+from onnxopt.passes.cleanup._normalizations import (
     folded_affine,
     normalized_axes,
     own_constant,

@@ -21,7 +21,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxopt.pass_base import Refuse
-from onnxopt.passes.cleanup.normalizations import (
+from onnxopt.passes.cleanup._normalizations import (
     folded_affine,
     identity_scale,
     in_float,

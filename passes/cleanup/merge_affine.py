@@ -17,9 +17,9 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, constant_tensor, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
-from onnxopt.passes.cleanup.affine import PRECISION, Affine, Array, affine, ends_a_fusion
-from onnxopt.passes.cleanup.linear import NODE_BYTES, spare_bytes
-from onnxopt.passes.cleanup.operands import discard
+from onnxopt.passes.cleanup._affine import PRECISION, Affine, Array, affine, ends_a_fusion
+from onnxopt.passes.cleanup._linear import NODE_BYTES, spare_bytes
+from onnxopt.passes.cleanup._operands import discard
 
 
 @dataclass(frozen=True, kw_only=True)

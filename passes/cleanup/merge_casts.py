@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute
 from onnxopt.pass_base import NodePass
-from onnxopt.passes.cleanup.operands import is_read
+from onnxopt.passes.cleanup._operands import is_read
 
 _D = ir.DataType
 

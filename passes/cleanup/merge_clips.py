@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, sole_reader
 from onnxopt.pass_base import NodePass
-from onnxopt.passes.cleanup.operands import Range, clip_range, input_at, value_range
+from onnxopt.passes.cleanup._operands import Range, clip_range, input_at, value_range
 
 
 @dataclass(frozen=True, kw_only=True)

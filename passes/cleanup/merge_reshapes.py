@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute, sole_reader
 from onnxopt.pass_base import NodePass
-from onnxopt.passes.cleanup.operands import (
+from onnxopt.passes.cleanup._operands import (
     axes,
     axes_in_input,
     discard,

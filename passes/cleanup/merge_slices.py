@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, sole_reader
 from onnxopt.pass_base import NodePass
-from onnxopt.passes.cleanup.operands import END, Cut, cuts, discard, normalised
+from onnxopt.passes.cleanup._operands import END, Cut, cuts, discard, normalised
 from onnxopt.shapes import Dim
 
 

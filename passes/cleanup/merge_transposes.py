@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, sole_reader
 from onnxopt.pass_base import NodePass
-from onnxopt.passes.cleanup.operands import is_read, permutation, put_numbers
+from onnxopt.passes.cleanup._operands import is_read, permutation, put_numbers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, label
 from onnxopt.pass_base import Context, Log, Pass, Report
-from onnxopt.passes.cleanup.layout import Move, Perm, compose, inverse, is_identity, moved
-from onnxopt.passes.cleanup.operands import discard, is_read, permutation, put_numbers
+from onnxopt.passes.cleanup._layout import Move, Perm, compose, inverse, is_identity, moved
+from onnxopt.passes.cleanup._operands import discard, is_read, permutation, put_numbers
 from onnxopt.shapes import Dims
 
 

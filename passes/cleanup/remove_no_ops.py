@@ -5,14 +5,14 @@ Which these are is decided per operator from the opset's definition: ``Identity`
 ``Unsqueeze``, ``Expand``, ``Tile``, ``Pad``, ``Slice``, ``Resize`` and reductions that keep every dim; pooling
 over single elements; ``Concat``, ``Sum``, ``Max``, ``Min`` and ``Mean`` of one input; ``Split`` into one part;
 ``x·1``, ``x/1``, ``x+0``, ``x−0``, ``x¹``, ``x∧true``, ``x∨false``, ``Where`` that always takes the same side,
-``Clip`` without bounds. A constant operand must not enlarge the shape. ``Concat`` also loses its empty inputs.
+``Clip`` of integers without bounds. A constant operand must not enlarge the shape. ``Concat`` also loses its
+empty inputs.
 
 ``y = Relu(Reshape(x, [0, -1, 8]))``, where ``x`` is (N, 5, 8)  →  ``y = Relu(x)``
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute, constant_tensor
 from onnxopt.pass_base import NodePass
-from onnxopt.passes.cleanup.operands import (
+from onnxopt.passes.cleanup._operands import (
     END,
     broadcasts_into,
     clip_range,
@@ -202,12 +202,10 @@ def _where(node: ir.Node, editor: Editor) -> int | None:
 def _clip(node: ir.Node, editor: Editor) -> bool:
     found = clip_range(node, editor)
     dtype = editor.dtype(node.inputs[0])
-    if found is None:
-        return False
-    if dtype is not None and dtype.is_integer():
-        limits = np.iinfo(dtype.numpy())
-        return found.low <= int(limits.min) and int(limits.max) <= found.high
-    return (found.low, found.high) == (-math.inf, math.inf)
+    if found is None or dtype is None or not dtype.is_integer():
+        return False  # without limits a float is still held within the finite ones
+    limits = np.iinfo(dtype.numpy())
+    return found.low <= int(limits.min) and int(limits.max) <= found.high
 
 
 def _drop_empty(node: ir.Node, editor: Editor) -> str | None:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxopt.passes.cleanup._operands import END
 from onnxopt.passes.cleanup.merge_slices import MergeSlices
-from onnxopt.passes.cleanup.operands import END
 from tests.support import assert_same_outputs, graph, ops, run
 
 

@@ -43,7 +43,7 @@ REMOVED = [  # opset, signature, nodes; the Relu in front keeps the result a nod
     (18, "(float[N] x) => (float[N] y)", "o = Constant<value = float {0}>() y = Sub(a, o)"),
     (18, "(float[N] x) => (float[N] y)", "o = Constant<value = int64 {1}>() y = Pow(a, o)"),
     (18, "(float[N] x, float[1] z) => (float[N] y)", "c = Constant<value = bool {1}>() y = Where(c, a, z)"),
-    (18, "(float[N] x) => (float[N] y)", "y = Clip(a)"),
+    (18, "(int32[N] x) => (int32[N] y)", "y = Clip(a)"),
 ]  # fmt: skip
 
 
@@ -76,6 +76,7 @@ KEPT = [
     (18, "(float[N] x) => (float[N] y)", "o = Constant<value = float {0}>() y = Sub(o, a)"),
     (18, "(float[1] x, float[N] z) => (float[N] y)", "c = Constant<value = bool {1}>() y = Where(c, a, z)"),
     (10, "(float[N] x) => (float[N] y)", "y = Clip<max = 3.0>(a)"),
+    (18, "(float[N] x) => (float[N] y)", "y = Clip(a)"),
 ]  # fmt: skip
 
 

@@ -22,8 +22,8 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute, constant_tensor, sole_reader
 from onnxopt.pass_base import Refuse
-from onnxopt.passes.cleanup.affine import FLOATS, PRECISION, Array, affine
-from onnxopt.passes.cleanup.operands import input_at, numbers, write_constant
+from onnxopt.passes.cleanup._affine import FLOATS, PRECISION, Array, affine
+from onnxopt.passes.cleanup._operands import input_at, numbers, write_constant
 
 NODE_BYTES = 32
 """About what a node takes in the file, at least: a new constant may be larger than the old ones by so much."""

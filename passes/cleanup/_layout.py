@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute, constant_tensor
-from onnxopt.passes.cleanup.operands import (
+from onnxopt.passes.cleanup._operands import (
     REDUCTIONS,
     axes,
     axes_in_input,

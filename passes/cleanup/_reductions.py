@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute
-from onnxopt.passes.cleanup import operands
+from onnxopt.passes.cleanup import _operands as operands
 
 
 def reduced_axes(node: ir.Node, editor: Editor) -> tuple[int, ...] | None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import constant_tensor
 from onnxopt.pass_base import Refuse
-from onnxopt.passes.cleanup.reductions import keeps_dims, reduced_axes
+from onnxopt.passes.cleanup._reductions import keeps_dims, reduced_axes
 from onnxopt.patterns import Op, Pattern
 from onnxopt.rewrite import Match
 
