@@ -47,6 +47,7 @@ from onnxopt.passes.cleanup.merge_transposes import MergeTransposes
 from onnxopt.passes.cleanup.push_transposes import PushTransposes
 from onnxopt.passes.cleanup.remove_dead import RemoveDead
 from onnxopt.passes.cleanup.remove_no_ops import RemoveNoOps
+from onnxopt.passes.cleanup.sink_constants import SinkConstants
 
 ALL: tuple[type[Pass], ...] = (
     DropInitializerInputs,
@@ -89,4 +90,5 @@ ALL: tuple[type[Pass], ...] = (
     RemoveDead,
     DropUnusedOpsets,
     ConvertOpset,
+    SinkConstants,
 )

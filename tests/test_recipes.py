@@ -82,3 +82,11 @@ def test_bundled_recipes_are_valid_and_described(name: str) -> None:
 
 def test_names_of_passes_and_recipes_differ() -> None:
     assert not set(names()) & {pass_.name for pass_ in ALL}
+
+
+def test_the_recipe_for_primitives_is_cleanup_without_fusions_into_newer_operators() -> None:
+    fewer = [pass_.name for pass_ in recipe("cleanup-primitives")]
+    missing = [pass_.name for pass_ in recipe("cleanup") if pass_.name not in fewer]
+    assert fewer == [pass_.name for pass_ in recipe("cleanup") if pass_.name in fewer]
+    assert {"fuse-layer-norm", "fuse-gelu", "fuse-attention"} <= set(missing)
+    assert all(name.startswith("fuse-") for name in missing)
