@@ -8,9 +8,11 @@ Exact: both hold the same tensor. Initializers that are also inputs are defaults
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import onnx
 import onnx_ir as ir
 
 from onnxopt.errors import OptionError
@@ -40,10 +42,20 @@ class SinkConstants(Pass):
                 tensor = value.const_value
                 if first is None or tensor is None or value.is_graph_input() or not value.uses():
                     continue
-                if tensor.nbytes <= self.max_bytes and self.may_change_name(name, context):
+                if tensor.nbytes > self.max_bytes or not self.may_change_name(name, context):
+                    continue
+                opset = context.editor.opset(first)
+                if f"tensor({tensor.dtype.name.lower()})" not in _types(opset):
+                    log.refused(name, f"Constant of opset {opset} does not hold {tensor.dtype.name.lower()}")
+                else:
                     _sink(value, tensor, first, context.editor)
                     log.changed(name, "is a Constant node now")
         return log.report()
+
+
+def _types(opset: int) -> Sequence[str]:
+    """What a Constant node can hold: before opset 9 only floats."""
+    return onnx.defs.get_schema("Constant", opset).type_constraints[0].allowed_type_strs
 
 
 def _sink(value: ir.Value, tensor: ir.TensorProtocol, first: ir.Node, editor: Editor) -> None:

@@ -42,3 +42,12 @@ def test_an_output_stays() -> None:
 def test_negative_sizes_are_refused() -> None:
     with pytest.raises(OptionError, match="max_bytes"):
         SinkConstants(max_bytes=-1)
+
+
+@pytest.mark.parametrize(("opset", "changed"), [(8, 1), (9, 2)])
+def test_before_opset_9_a_constant_node_holds_floats_only(opset: int, changed: int) -> None:
+    body = "g (float[N, 4] x) => (float[M, 4] y) { a = Add(x, small) y = Reshape(a, shape) }"
+    before = graph(body, opset=opset, small=np.ones(4, np.float32), shape=np.array([-1, 4]))
+    _, report = run(SinkConstants(), before)
+    assert report.changed == changed
+    assert len(report.refusals) == 2 - changed
