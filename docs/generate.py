@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
-import sys
 from pathlib import Path
 
 from onnxopt import recipes
 from onnxopt.pass_base import Pass
 from onnxopt.passes import ALL
+from onnxopt.recipes import catalogue
 
 FOLDER = Path(__file__).parent / "passes"
 
 
 def page(pass_: type[Pass]) -> str:
     """The page of one pass in Markdown."""
-    module = inspect.cleandoc(sys.modules[pass_.__module__].__doc__ or "")
+    entry = catalogue.entry(pass_)
     used = [name for name in recipes.names() if any(type(p) is pass_ for p in recipes.recipe(name))]
     lines = [
         f"# {pass_.name}",
@@ -25,40 +22,24 @@ def page(pass_: type[Pass]) -> str:
         f"*{'exact' if pass_.exact else 'lossy'}*"
         + (f", in the recipe{'s' if len(used) > 1 else ''} {', '.join(f'`{u}`' for u in used)}" if used else ""),
         "",
-        module.replace("``", "`"),
+        entry.doc.replace("``", "`"),
         "",
         "| option | type | default | |",
         "|---|---|---|---|",
     ]
-    docs = option_docs(pass_)
-    for option in dataclasses.fields(pass_):
-        default = "required" if option.default is dataclasses.MISSING else f"`{option.default!r}`"
-        text = " ".join(docs.get(option.name, "").split()).replace("``", "`")
+    for option in entry.options:
+        default = f"`{option.default}`" if option.default else "required"
+        text = option.doc.replace("``", "`")
         lines.append(f"| `{option.name}` | `{option.type}` | {default} | {text} |".replace("  ", " "))
     return "\n".join([*lines, ""])
-
-
-def option_docs(pass_: type[Pass]) -> dict[str, str]:
-    """The string under each field, in the class and those it derives from."""
-    found: dict[str, str] = {}
-    for cls in reversed(pass_.__mro__):
-        if not dataclasses.is_dataclass(cls):
-            continue
-        body = ast.parse(inspect.cleandoc(inspect.getsource(cls))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for field, doc in zip(body.body, body.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
-                    found[field.target.id] = str(doc.value.value)
-    return found
 
 
 def index() -> str:
     """The list of all passes."""
     lines = ["# The passes", "", "| pass | | in a sentence |", "|---|---|---|"]
-    for pass_ in ALL:
-        sentence = inspect.cleandoc(pass_.__doc__ or "").splitlines()[0].replace("``", "`")
-        lines.append(f"| [{pass_.name}]({pass_.name}.md) | {'exact' if pass_.exact else 'lossy'} | {sentence} |")
+    for entry in catalogue.entries():
+        sentence = entry.summary.replace("``", "`")
+        lines.append(f"| [{entry.name}]({entry.name}.md) | {'exact' if entry.exact else 'lossy'} | {sentence} |")
     return "\n".join([*lines, ""])
 
 

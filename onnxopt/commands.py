@@ -191,7 +191,8 @@ def _compare(
 
 def _passes(stage: Stage, *, name: str | None, as_json: bool, verbose: int) -> int:
     stage("import")
-    from onnxopt import catalogue, recipes
+    from onnxopt import recipes
+    from onnxopt.recipes import catalogue
 
     if name is None:
         found: Any = {"passes": catalogue.entries(), "recipes": catalogue.recipe_entries()}

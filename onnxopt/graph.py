@@ -74,21 +74,18 @@ class Editor:
 
     def adopt(self, other: ir.Model) -> None:
         """Let the model become what ``other`` is; ``other`` must not be used afterwards."""
-        self.model.graph = other.graph
         self.model.functions.clear()
         self.model.functions.update(other.functions)
         self.model.ir_version = other.ir_version
         self.model.metadata_props.update(other.metadata_props)
-        for cached in ("_functions", "_names", "_counters"):
-            self.__dict__.pop(cached, None)
-        self._facts_may_improve = True
-        self.refresh()
+        self.replace_graph(other.graph)
 
     def replace_graph(self, graph: ir.Graph) -> None:
         """Put another main graph in place of the model's, and forget all that was known of the old one."""
         self.model.graph = graph
         for known in ("_functions", "_counters", "_names"):
             self.__dict__.pop(known, None)
+        self.outdate_facts()
         self.refresh()
 
     def _indexed(self) -> dict[str, list[ir.Node]]:

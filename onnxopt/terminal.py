@@ -17,9 +17,9 @@ from rich.text import Text
 from onnxopt.supervise import one_line
 
 if TYPE_CHECKING:
-    from onnxopt.catalogue import Entry, RecipeEntry
     from onnxopt.inspection import Comparison, Costs, Inspection
     from onnxopt.pipeline import RunReport
+    from onnxopt.recipes.catalogue import Entry, RecipeEntry
 
 _WIDTH = 160
 """Columns where the output is not a terminal."""

@@ -34,11 +34,6 @@ class DropInitializerInputs(Pass):
         model = context.editor.model
         version = model.ir_version
         if version < _SEPARATE and self.may_change_name("model", context):
-            dropped = 0
-            for graph in context.editor.graphs():
-                kept = [value for value in graph.inputs if not value.is_initializer()]
-                dropped += len(graph.inputs) - len(kept)
-                graph.inputs[:] = kept
-            model.ir_version = _SEPARATE
+            dropped = context.editor.separate_initializers()
             log.changed("model", f"took {dropped} initializers off the inputs, IR version {version} became {_SEPARATE}")
         return log.report()
