@@ -18,6 +18,7 @@ from onnxopt.model import from_proto, load, save, to_proto
 from onnxopt.pass_base import Pass
 from onnxopt.pipeline import PassManager, RunReport, Verify
 from onnxopt.runtime import Feeds
+from onnxopt.traverse import without_gc
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -39,6 +40,7 @@ class Result(Generic[M]):
         save(self._ir, path, force=force, external_data=external_data)
 
 
+@without_gc()
 def optimize(
     model: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
     *,
@@ -47,15 +49,19 @@ def optimize(
     verify: Verify = "end",
     strict: bool = False,
     probes: Sequence[Feeds] | None = None,
+    data: Any = None,
+    evaluation: Any = None,
     on_report: Any = None,
 ) -> Result[Any]:
     """Run a recipe (default ``cleanup``) or passes on a model, which stays as it is.
 
-    ``passes`` is a pipeline as text or a sequence of pass objects; give it or ``recipe``, not both. The other
-    options are those of ``PassManager``.
+    ``passes`` is a pipeline as text or a sequence of pass objects; give it or ``recipe``, not both. ``data`` are
+    samples to calibrate on (see ``onnxopt.data.load_data`` for the forms they may have), ``evaluation`` others to
+    judge lossy passes by; without them half of ``data`` is kept for that. The other options are those of
+    ``PassManager``.
 
     Raises ``ModelError`` for a model that cannot be read, ``OptionError`` for a wrong option, ``DataError`` for
-    probes that do not fit, and ``PassError`` under ``strict``.
+    data or probes that do not fit, and ``PassError`` under ``strict``.
     """
     if recipe is not None and passes is not None:
         raise OptionError("give a recipe or passes, not both; a pipeline may name recipes: 'cleanup,…'")
@@ -63,7 +69,9 @@ def optimize(
         chosen: Sequence[Pass] = recipes.recipe(recipe or "cleanup")
     else:
         chosen = recipes.parse_pipeline(passes) if isinstance(passes, str) else passes
-    manager = PassManager(chosen, verify=verify, strict=strict, probes=probes, on_report=on_report)
+    manager = PassManager(
+        chosen, verify=verify, strict=strict, probes=probes, data=data, evaluation=evaluation, on_report=on_report
+    )
     if isinstance(model, str | os.PathLike):
         result, report = manager.run(load(model), reload=partial(load, Path(model)))
         return Result(result, report, result)

@@ -1,162 +1,186 @@
-"""Data that the user gives: arrays in an ``.npz`` file, named after the inputs of the model."""
+"""Data that the user gives, for calibration, training and evaluation, as batches for one model.
+
+Data are streamed: however many samples there are, only a few are in memory. They are looked at once, from
+beginning to end, before any work: what does not fit the model is one ``DataError``.
+"""
 
 from __future__ import annotations
 
-import difflib
+import hashlib
 import os
-import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt._feeds import (
+    TEST_DATA,
+    FeedList,
+    is_function,
+    is_test_data,
+    of_function,
+    of_iterator,
+    of_reader,
+    of_sequence,
+    of_test_data,
+)
+from onnxopt._fit import Array, Arrays, Batch, Inputs
+from onnxopt._rows import MAX_SAMPLES, ArrayTable, FileTable, Rows
 from onnxopt.errors import DataError
-from onnxopt.probes import interface_inputs
-from onnxopt.runtime import Feeds
+from onnxopt.probes import find_probes
+from onnxopt.runtime import Feeds, Session, Snapshot
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+__all__ = ["MAX_PROBES", "MAX_SAMPLES", "Arrays", "Batch", "Dataset", "load_data", "load_probes", "random_data"]
 
 MAX_PROBES = 4
-"""How many probes are made of a file where each of them is a run of its own."""
-MAX_SAMPLES = 16
-"""How many samples a probe takes where the model has a dynamic batch."""
-
-_LABELS = ("label", "labels")
+"""How many probes are made of data where each of them is a run of its own."""
 
 
-def load_probes(path: str | os.PathLike[str], model: ir.Model) -> list[Feeds]:
-    """The first samples of an ``.npz`` file as inputs of ``model``.
+class _Content(Protocol):
+    """Where batches come from: units, any of which can be chosen."""
 
-    The first axis of each array counts samples. They go in as one batch where the model's first axis is
-    dynamic, in batches of ``n`` where it is fixed at ``n``; if every array has an axis more than its input,
-    one by one. Arrays called ``label`` or ``labels`` are left out.
+    labelled: bool
+    stackable: bool
+    fingerprint: str
+    unit_samples: Array
+    unit_bytes: Array
 
-    Raises ``DataError`` if the file cannot be read, or does not fit the model.
+    def batches(self, units: Array, /) -> Iterator[Batch]: ...
+
+
+class Dataset:
+    """Batches for one model; each ``batches()`` starts anew, in the same order."""
+
+    def __init__(self, content: _Content, *, random: bool = False, units: Array | None = None) -> None:
+        self._content = content
+        self._units: Array = np.arange(len(content.unit_samples)) if units is None else units
+        self.random = random
+        """Whether it was made up, and says nothing of what the model will meet."""
+        self.labelled = content.labelled
+        """Whether every batch comes with labels."""
+        self.stackable = content.stackable
+        """Whether batches may be cut along the first axis of each array, samples being independent."""
+        self.fingerprint = content.fingerprint
+        """A hash of all content, the same in every process."""
+        if units is not None:
+            self.fingerprint = hashlib.sha256(content.fingerprint.encode() + self._units.tobytes()).hexdigest()
+
+    def batches(self) -> Iterator[Batch]:
+        """All samples, in batches as the model takes them."""
+        return self._content.batches(self._units)
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return int(self._content.unit_samples[self._units].sum())
+
+    @property
+    def units(self) -> int:
+        """Into how many parts it can be split: samples, or batches where these belong together."""
+        return len(self._units)
+
+    def split(self, share: float = 0.5, seed: int = 0) -> tuple[Dataset, Dataset]:
+        """Two disjoint parts, drawn at random, both in the order of the whole; ``share`` goes into the first.
+
+        Raises ``DataError`` if there is nothing to divide.
+        """
+        if self.units < 2:
+            raise DataError("one sample, or one batch that belongs together, cannot be split into two parts")
+        order = np.random.default_rng(seed).permutation(self.units)
+        first = min(max(round(share * self.units), 1), self.units - 1)
+        return self._part(order[:first]), self._part(order[first:])
+
+    def take(self, samples: int) -> Dataset:
+        """The first samples: as many batches as belong together, at least one, and no more than asked for."""
+        kept = int(np.searchsorted(np.cumsum(self._content.unit_samples[self._units]), samples, side="right"))
+        return self._part(np.arange(min(max(kept, 1), self.units)))
+
+    def largest(self) -> Dataset:
+        """The sample, or the batch that belongs together, that takes the most memory."""
+        return self._part(np.array([np.argmax(self._content.unit_bytes[self._units])]))
+
+    def _part(self, places: Array) -> Dataset:
+        if len(places) == self.units:
+            return self
+        return Dataset(self._content, random=self.random, units=np.sort(self._units[places]))
+
+
+def load_data(source: Any, model: ir.Model) -> Dataset:
+    """Data for ``model`` from whatever holds them.
+
+    ``source`` is one of
+
+    - an ``.npz`` file, or a directory of them: arrays named after the inputs, whose first axis counts samples;
+      ``label`` or ``labels`` are right answers;
+    - a directory of ``test_data_set_*`` with ``input_0.pb`` …, or one of these;
+    - ``module:callable``, which is called for each pass over the data and returns feed dicts, or pairs of a feed
+      dict and labels; it must give the same each time;
+    - a dict of arrays whose first axis counts samples; an iterable of feed dicts, or of such pairs; a
+      ``CalibrationDataReader`` of ONNX Runtime. What can be gone through only once is put into a temporary file.
+
+    A feed dict goes into the model as it is. Samples are put together: n where the model's first axis is fixed at
+    n, up to 16 where it is dynamic; where every array has an axis more than its input, one by one.
+
+    Raises ``DataError`` for what cannot be read or does not fit the model: names, types, shapes, NaN and infinity,
+    no samples, labels of another number than samples.
     """
-    arrays = _read(Path(path))
-    inputs = [value for value in model.graph.inputs if not value.is_initializer() or value.name in arrays]
-    _check_names(path, arrays, inputs, interface_inputs(model))
-    for value in inputs:
-        _check_values(path, value, arrays[value.name or ""])
-    ranks = [(value, _rank(value), arrays[value.name or ""].ndim) for value in inputs]
-    if inputs and all(rank is not None and given == rank + 1 for _, rank, given in ranks):
-        return _one_by_one(path, inputs, arrays)
-    for value, rank, given in ranks:
-        if rank is not None and given != rank:
-            raise DataError(
-                f"{path}: the array {value.name!r} has {given} axes, the input has {rank} ({_describe(value)}); "
-                "the first axis counts samples"
-            )
-    return _in_batches(path, inputs, arrays)
+    if isinstance(source, Dataset):
+        return source
+    inputs = Inputs(model)
+    if isinstance(source, str | os.PathLike):
+        text = os.fspath(source)
+        path = Path(text)
+        if path.exists() or not is_function(text):
+            return Dataset(_of_path(path, inputs))
+        return Dataset(FeedList(of_function(text, inputs), inputs, watched=True))
+    if isinstance(source, Mapping):
+        return Dataset(Rows([ArrayTable(source, inputs)], inputs))
+    if hasattr(source, "get_next"):
+        return Dataset(FeedList(of_reader(source, inputs), inputs))
+    if isinstance(source, Sequence):
+        return Dataset(FeedList(of_sequence(source, inputs), inputs))
+    if isinstance(source, Iterable):
+        return Dataset(FeedList(of_iterator(iter(source), inputs), inputs))
+    raise DataError(
+        f"data are an .npz file, a directory, 'module:callable', arrays or an iterable of feed dicts, "
+        f"got {type(source).__name__}"
+    )
 
 
-def _read(path: Path) -> Arrays:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise DataError(f"{path} holds one array without a name; save it with numpy.savez(path, input=array)")
-        with loaded as file:
-            return {name: file[name] for name in file.files if name not in _LABELS}
-    except DataError:
-        raise
-    except OSError as error:
-        raise DataError(f"cannot read the data {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not an .npz file of plain arrays: {error}") from error
+def _of_path(path: Path, inputs: Inputs) -> _Content:
+    if not path.is_dir():
+        return Rows([FileTable(path, inputs)], inputs)
+    if is_test_data(path) or any(path.glob(f"{TEST_DATA}*")):
+        return FeedList(of_test_data(path, inputs), inputs)
+    files = sorted(path.glob("*.npz"))
+    if not files:
+        raise DataError(f"{path} holds neither .npz files nor {TEST_DATA}* directories")
+    return Rows([FileTable(file, inputs) for file in files], inputs)
 
 
-def _check_names(
-    path: str | os.PathLike[str], arrays: Arrays, inputs: list[ir.Value], needed: list[ir.Value]
-) -> None:
-    known = [value.name or "" for value in inputs]
-    wanted = ", ".join(f"{v.name} ({_describe(v)})" for v in needed)
-    for value in needed:
-        if value.name not in arrays:
-            raise DataError(f"{path} has no array for the input {value.name!r}; inputs: {wanted}")
-    for name in arrays:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"{path}: the array {name!r} is no input of the model{hint}; inputs: {wanted}")
+def random_data(model: ir.Model, samples: int = 32, seed: int = 0) -> Dataset:
+    """Made-up inputs on which ``model`` runs, for trying things out: what is learnt from them means little.
+
+    Raises ``DataError`` if no inputs are found on which it runs.
+    """
+    inputs = Inputs(model)
+    session = Session(Snapshot.of(model))
+    feeds: list[Feeds] = []
+    dataset = None
+    while dataset is None or len(dataset) < samples:
+        feeds.append(find_probes(model, session, count=1, seed=seed + len(feeds))[0].feeds)
+        if dataset is None or len(feeds) * len(dataset) >= samples:
+            dataset = Dataset(FeedList(of_sequence(feeds, inputs), inputs), random=True)
+    return dataset
 
 
-def _check_values(path: str | os.PathLike[str], value: ir.Value, array: np.ndarray[Any, Any]) -> None:
-    dtype = value.dtype
-    if dtype is None or not isinstance(value.type, ir.TensorType):
-        raise DataError(f"{path}: the input {value.name!r} is not a tensor, so an array cannot be given for it")
-    fits = array.dtype.kind in "OUST" if dtype == ir.DataType.STRING else array.dtype == dtype.numpy()
-    if not fits:
-        raise DataError(
-            f"{path}: the array {value.name!r} is {array.dtype}, the input {dtype.numpy()}; convert it with astype"
-        )
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        at = np.argwhere(np.isnan(array))[0].tolist()
-        raise DataError(f"{path}: the array {value.name!r} holds NaN, first at {at}")
-    shape = value.shape
-    if shape is None or not array.ndim:
-        return
-    if array.shape[0] == 0:
-        raise DataError(f"{path}: the array {value.name!r} holds no samples")
-    inner = array.ndim == len(shape) + 1
-    for axis in range(0 if inner else 1, len(shape)):
-        at_axis = axis + 1 if inner else axis
-        dim = shape[axis]
-        if at_axis < array.ndim and isinstance(dim, int) and array.shape[at_axis] != dim:
-            raise DataError(
-                f"{path}: the array {value.name!r} is {list(array.shape)}, the input {_describe(value)}: "
-                f"axis {at_axis} must be {dim}"
-            )
+def load_probes(source: Any, model: ir.Model) -> list[Feeds]:
+    """The first samples of data (see ``load_data``) as inputs of ``model``: one batch where they were put
+    together freely, else up to four.
 
-
-def _one_by_one(path: str | os.PathLike[str], inputs: list[ir.Value], arrays: Arrays) -> list[Feeds]:
-    count = _samples(path, {v.name or "": arrays[v.name or ""] for v in inputs})
-    return [{v.name or "": _ready(arrays[v.name or ""][at]) for v in inputs} for at in range(min(count, MAX_PROBES))]
-
-
-def _in_batches(path: str | os.PathLike[str], inputs: list[ir.Value], arrays: Arrays) -> list[Feeds]:
-    batched = {v.name or "": arrays[v.name or ""] for v in inputs if arrays[v.name or ""].ndim}
-    single = {v.name or "": _ready(arrays[v.name or ""]) for v in inputs if not arrays[v.name or ""].ndim}
-    if not batched:
-        return [single]
-    count = _samples(path, batched)
-    fixed = {
-        shape[0]: v.name for v in inputs if (shape := v.shape) is not None and len(shape) and isinstance(shape[0], int)
-    }
-    if len(fixed) > 1:
-        raise DataError(
-            f"{path}: the inputs have first axes of different sizes ({', '.join(map(str, sorted(fixed)))}), so none "
-            "counts samples; give each array an axis more in front"
-        )
-    size = next(iter(fixed)) if fixed else min(count, MAX_SAMPLES)
-    if count < size:
-        raise DataError(f"{path} holds {count} samples, the model takes {size} at once ({fixed[size]!r})")
-    starts = range(0, count - size + 1, size)[: MAX_PROBES if fixed else 1]
-    return [
-        {name: _ready(array[start : start + size]) for name, array in batched.items()} | single for start in starts
-    ]
-
-
-def _samples(path: str | os.PathLike[str], arrays: Arrays) -> int:
-    counts = {len(array) for array in arrays.values()}
-    if len(counts) > 1:
-        each = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
-        raise DataError(f"{path}: the arrays hold different numbers of samples: {each}")
-    return counts.pop()
-
-
-def _ready(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """``array`` as ONNX Runtime takes it."""
-    return np.asarray(array, dtype=object if array.dtype.kind in "UST" else array.dtype, order="C")
-
-
-def _rank(value: ir.Value) -> int | None:
-    return None if value.shape is None else len(value.shape)
-
-
-def _describe(value: ir.Value) -> str:
-    dtype = value.dtype
-    name = str(dtype.numpy()) if dtype is not None and dtype != ir.DataType.STRING else "string"
-    if value.shape is None:
-        return f"{name} of any rank"
-    return f"{name}[{','.join(str(d if isinstance(d, int) else d.value or '?') for d in value.shape)}]"
+    Raises ``DataError`` if the data cannot be read, or do not fit the model.
+    """
+    data = load_data(source, model)
+    return [batch.feeds for batch in islice(data.batches(), 1 if data.stackable else MAX_PROBES)]

@@ -24,17 +24,20 @@ AttributeValue = int | float | str | Sequence[int] | Sequence[float] | Sequence[
 class Editor:
     """A model, the facts known about it, and the edits that keep both consistent."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, *, untouched: bool = False) -> None:
+        """Open ``model`` for editing; ``untouched`` says that it is as it was loaded, which saves time."""
         self.model = model
-        self.facts = Facts(model)
+        self.facts = Facts(model, untouched=untouched)
         self._index: dict[str, list[ir.Node]] | None = None
+        self._is_flat = False
         self._facts_may_improve = False
 
     # -- looking -------------------------------------------------------------------------------------
 
     def graphs(self) -> Iterator[ir.Graph]:
         """The main graph, the local functions, and every body inside them."""
-        return graphs(self.model)
+        self._indexed()
+        return iter((self.model.graph,)) if self._is_flat else graphs(self.model)
 
     def nodes(self, ops: Iterable[str]) -> Iterator[ir.Node]:
         """Every node of these operator types in the standard domain, at any depth, in order.
@@ -64,12 +67,19 @@ class Editor:
         self._index = None
         if not self._facts_may_improve:
             return False
-        self.facts.infer()
         self._facts_may_improve = False
+        if not self.facts.may_improve(v for graph in self.graphs() for node in graph for v in node.outputs if v.name):
+            return False
+        self.facts.infer()
         return True
 
-    def outdate_facts(self) -> None:
-        """Say that inference would know more now: a computed shape became a constant, a body was inlined."""
+    def outdate_facts(self, constant: ir.Value | None = None) -> None:
+        """Say that inference would know more now: a body was inlined, or ``constant``, which may be a shape or a
+        part of one, used to be computed."""
+        if constant is not None and not self._facts_may_improve:
+            outputs = [output for use in constant.uses() for output in use.node.outputs]
+            if not any(self.dtype(v) in _OF_SHAPES for v in outputs) and not self.facts.may_improve(outputs):
+                return
         self._facts_may_improve = True
 
     def adopt(self, other: ir.Model) -> None:
@@ -91,10 +101,11 @@ class Editor:
     def _indexed(self) -> dict[str, list[ir.Node]]:
         if self._index is None:
             index: dict[str, list[ir.Node]] = {}
-            for graph in self.graphs():
+            all_graphs = list(graphs(self.model))
+            for graph in all_graphs:
                 for node in graph:
                     index.setdefault(node.op_type, []).append(node)
-            self._index = index
+            self._index, self._is_flat = index, len(all_graphs) == 1
         return self._index
 
     def opset(self, node: ir.Node) -> int:
@@ -202,6 +213,7 @@ class Editor:
         before.graph.insert_before(before, node)
         if self._index is not None:
             self._index.setdefault(op, []).append(node)
+            self._is_flat = self._is_flat and not any(True for _ in bodies(node))
         return node.outputs
 
     def add_constant(
@@ -211,7 +223,7 @@ class Editor:
 
         In a local function, which has no initializers, it is a Constant node in front of ``user``.
         """
-        tensor = ir.tensor(np.asarray(array, order="C")) if isinstance(array, np.ndarray | np.generic) else array
+        tensor = ir.Tensor(np.asarray(array, order="C")) if isinstance(array, np.ndarray | np.generic) else array
         if self.in_function(user):
             return self.insert(user, "Constant", [], {"value": tensor}, name="")
         graph = user.graph
@@ -322,6 +334,9 @@ class Editor:
         return names
 
 
+_OF_SHAPES = (ir.DataType.INT64, ir.DataType.INT32, None)
+
+
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The tensor of a constant (see ``Editor.constant``) without reading its data."""
     if value is None:
@@ -333,14 +348,14 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
         return None
     if node.op_type != "Constant" or node.domain != "":
         return None
-    for key, attribute in node.attributes.items():
+    for key, attribute in node.attributes.data.items():
         if attribute.is_ref():
             return None
         if key == "value":
             tensor: ir.TensorProtocol = attribute.value
             return tensor
         if key in _CONSTANT_TYPES and attribute.type != ir.AttributeType.UNDEFINED:
-            return ir.tensor(np.array(attribute.value, dtype=_CONSTANT_TYPES[key]))
+            return ir.Tensor(np.array(attribute.value, dtype=_CONSTANT_TYPES[key]))
     return None
 
 
@@ -351,7 +366,7 @@ _CONSTANT_TYPES = {
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """The value of an attribute, or ``default``; a reference to a function's attribute has no value: ``None``."""
-    found = node.attributes.get(name)
+    found = node.attributes.data.get(name)
     if found is None:
         return default
     return None if found.is_ref() else found.value
@@ -359,15 +374,18 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
 
 def label(node: ir.Node) -> str:
     """How reports and filters call a node: its name, else its first output, else its operator."""
-    return node.name or next((v.name for v in node.outputs if v.name), "") or node.op_type
+    if node.name:
+        return node.name
+    return next((v.name for v in node.outputs if v.name), "") or node.op_type
 
 
 def bodies(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs in the attributes of ``node``."""
     for found in node.attributes.data.values():
-        if found.type == ir.AttributeType.GRAPH and not found.is_ref():
+        kind = found.type
+        if kind is ir.AttributeType.GRAPH and not found.is_ref():
             yield found.as_graph()
-        elif found.type == ir.AttributeType.GRAPHS and not found.is_ref():
+        elif kind is ir.AttributeType.GRAPHS and not found.is_ref():
             yield from found.as_graphs()
 
 

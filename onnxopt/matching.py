@@ -50,6 +50,12 @@ class Matcher:
 
     def match(self, pattern: Call) -> Found | None:
         """Where ``pattern`` fits, ending in the root; ``None`` if it does not."""
+        made_by = [producer.op_type if v and (producer := v.producer()) else None for v in self.root.inputs]
+        for look in pattern.looks:
+            if all(at < len(made_by) and made_by[at] in ops for at, ops in look):
+                break
+        else:
+            return None  # as almost always: say so before anything is made
         state = self._call(pattern, self.root.outputs[0], None, _State({}, {}, (), ()))
         if state is None:
             return None

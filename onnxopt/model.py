@@ -47,6 +47,7 @@ PROTOBUF_LIMIT = 2**31 - 1
 """The largest message that protobuf can write, in bytes."""
 
 _ASIDE, _SOURCE, _DECLARED = "onnxopt.set_aside", "onnxopt.source", "onnxopt.declared"
+_OUTLINE = "onnxopt.outline"
 
 
 _Place = Callable[[ir.TensorProtocol, bool], ir.TensorProtocol | None]
@@ -98,7 +99,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise ModelError(f"{given} is not an ONNX model: it holds no graph")
     if not proto.opset_import and not proto.functions:
         raise ModelError(f"{given} names no opset; it is cut off, or not an ONNX model")
-    model = _from_owned_proto(proto, str(given))
+    model = _from_owned_proto(proto, str(given), slim=True)
     external = resolve_external(model, given, real)
     model.graph.meta[_SOURCE] = Source(given, external)
     return model
@@ -150,8 +151,14 @@ def slim_proto(model: ir.Model) -> tuple[onnx.ModelProto, Path | None]:
     return _to_proto(model, place), directory
 
 
-def outline(model: ir.Model) -> onnx.ModelProto:
-    """The model without the content of its larger tensors: enough to look at types and shapes."""
+def outline(model: ir.Model, *, untouched: bool = False) -> onnx.ModelProto:
+    """The model without the content of its larger tensors: enough to look at types and shapes.
+
+    ``untouched``: nothing was changed since the model was loaded, so that what was read can be used again.
+    """
+    read = model.graph.meta.pop(_OUTLINE, None)
+    if untouched and isinstance(read, onnx.ModelProto):
+        return read
     return _to_proto(
         model, lambda tensor, _: None if tensor.nbytes <= _OUTLINE_BYTES else external_stub(tensor, "-", None, None)
     )
@@ -159,9 +166,12 @@ def outline(model: ir.Model) -> onnx.ModelProto:
 
 def copy(model: ir.Model) -> ir.Model:
     """An independent copy; weights are shared, for passes replace tensors and never write into them."""
-    return model.clone()
+    copied = model.clone()
+    copied.graph.meta.pop(_OUTLINE, None)
+    return copied
 
 
+@without_gc()
 def save(
     model: ir.Model, path: str | os.PathLike[str], *, force: bool = False, external_data: bool | None = None
 ) -> list[Path]:
@@ -215,8 +225,9 @@ def save(
                 data.write(b"\0" * (_aligned(data.tell(), tensor) - data.tell()))
                 tensor.tofile(data)  # type: ignore[attr-defined]
         wire.write([slim] if pieces is None else pieces, file)
-        file.flush()
-        os.fsync(file.fileno())  # now, for once the data file has taken its place this one must not fail
+        if payloads:
+            file.flush()
+            os.fsync(file.fileno())  # now, for once the data file has taken its place this one must not fail
     return written
 
 
@@ -232,7 +243,7 @@ def _aligned(position: int, tensor: ir.TensorProtocol) -> int:
     return -(-position // 4096) * 4096 if tensor.nbytes >= OFFLOAD_BYTES else position
 
 
-def _from_owned_proto(proto: onnx.ModelProto, origin: str) -> ir.Model:
+def _from_owned_proto(proto: onnx.ModelProto, origin: str, *, slim: bool = False) -> ir.Model:
     for imports in (proto.opset_import, *(f.opset_import for f in proto.functions)):
         domains = {entry.domain for entry in imports}
         for entry in imports:
@@ -253,7 +264,8 @@ def _from_owned_proto(proto: onnx.ModelProto, origin: str) -> ir.Model:
                 value.meta[_DECLARED] = True
     model.graph.meta[_ASIDE] = aside
     check_sizes(model, origin)
-    check_structure(model, origin)
+    if check_structure(model, origin) and slim:
+        model.graph.meta[_OUTLINE] = proto
     return model
 
 
@@ -309,8 +321,8 @@ def _as_written(
                 undo.append(lambda v=value, t=value.type, s=value.shape: _set_type(v, t, s))  # type: ignore[misc]
                 _set_type(value, None, None)
         for node in graph:
-            for key, attribute in node.attributes.items():
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+            for key, attribute in node.attributes.data.items():
+                if attribute.type is ir.AttributeType.TENSOR and not attribute.is_ref():
                     if (placed := place(attribute.value, False)) is not None:
                         node.attributes[key] = ir.AttrTensor(key, placed, attribute.doc_string)
                         undo.append(lambda n=node, a=attribute: n.attributes.add(a))  # type: ignore[misc]

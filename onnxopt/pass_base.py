@@ -10,14 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import onnx_ir as ir
 
+from onnxopt.errors import DataError
 from onnxopt.graph import Editor, label
+
+if TYPE_CHECKING:
+    from onnxopt.data import Dataset
+    from onnxopt.stats import Statistics
+
+Needs = Literal["none", "inputs", "labels"]
 
 
 class Refuse(Exception):
@@ -50,6 +57,8 @@ class Report:
     name: str
     changes: tuple[Note, ...] = ()
     refusals: tuple[Note, ...] = ()
+    facts: tuple[Mapping[str, object], ...] = ()
+    """What was measured: a row a node, such as its method, its error and its time, in columns by name."""
 
     @property
     def changed(self) -> int:
@@ -78,13 +87,50 @@ class Gate:
         """Whether ``pass_`` may still change ``node``."""
         return not self.closed and (pass_, node) not in self.excluded
 
+    @property
+    def is_open(self) -> bool:
+        """Whether any change is allowed, as in a run in which nothing has gone wrong."""
+        return self.limit is None and not self.excluded
+
 
 @dataclass
 class Context:
-    """What a pass is given: the model under edit, and the gate that its changes go through."""
+    """What a pass is given: the model under edit, the gate that its changes go through, and data."""
 
     editor: Editor
     gate: Gate = field(default_factory=Gate)
+    data: Dataset | None = None
+    """Samples to calibrate on."""
+    evaluation: Dataset | None = None
+    """Held-out samples, disjoint from those, to judge by."""
+    original: ir.Model | None = None
+    """The model as it was before the first lossy pass of this run; not to be edited."""
+    on_progress: Callable[[str], None] | None = None
+    """Called with what work that takes long is at."""
+    _statistics: tuple[int, Statistics] | None = None
+    _original_statistics: Statistics | None = None
+
+    def statistics(self) -> Statistics:
+        """Statistics of the model as it is now, over ``data``; made anew after a change.
+
+        Raises ``DataError`` if there are no data.
+        """
+        if self._statistics is None or self._statistics[0] != len(self.gate.log):
+            self._statistics = len(self.gate.log), self._statistics_of(self.editor.model)
+        return self._statistics[1]
+
+    def original_statistics(self) -> Statistics:
+        """Statistics of ``original``, over ``data``. Raises ``DataError`` if there are no data."""
+        if self._original_statistics is None:
+            self._original_statistics = self._statistics_of(self.original or self.editor.model)
+        return self._original_statistics
+
+    def _statistics_of(self, model: ir.Model) -> Statistics:
+        from onnxopt.stats import Statistics
+
+        if self.data is None:
+            raise DataError("calibration data are needed: give data= (--data on the command line)")
+        return Statistics(model, self.data, on_progress=self.on_progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +139,13 @@ class Pass(ABC):
 
     ``exact`` passes keep every output up to the rounding of floats and are run until nothing changes;
     others are run once and measured. ``ops`` names the operator types without which the pass has nothing to
-    do (``None``: always run it).
+    do (``None``: always run it). ``needs`` says what data it cannot do without.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool]
     ops: ClassVar[frozenset[str] | None] = None
+    needs: ClassVar[Needs] = "none"
 
     include: tuple[str, ...] = ()
     """Globs over node names and operator types; if given, only these nodes are changed."""
@@ -123,6 +170,8 @@ class Pass(ABC):
 
     def may_change(self, node: ir.Node, context: Context) -> bool:
         """Whether filters and gate allow a change of ``node`` now; ask before changing anything."""
+        if context.gate.is_open and not self.include and not self.exclude:
+            return True  # by far the most frequent case
         return context.gate.allows(self.name, label(node)) and self.selects(node)
 
     def may_change_name(self, name: str, context: Context) -> bool:
@@ -158,6 +207,7 @@ class Log:
         self._pass, self._gate = pass_, context.gate
         self._changes: list[Note] = []
         self._refusals: list[Note] = []
+        self._facts: list[Mapping[str, object]] = []
 
     def changed(self, node: str, text: str) -> None:
         """Note a change that has just been made."""
@@ -168,8 +218,12 @@ class Log:
         """Note a node that was recognised and left alone."""
         self._refusals.append(Note(node, text))
 
+    def measured(self, **fact: object) -> None:
+        """Note what was measured of a node: a row of the report, whose columns are the keywords."""
+        self._facts.append(fact)
+
     def report(self) -> Report:
-        return Report(self._pass.name, tuple(self._changes), tuple(self._refusals))
+        return Report(self._pass.name, tuple(self._changes), tuple(self._refusals), tuple(self._facts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +253,7 @@ class NodePass(Pass):
                 break
             if not self.may_change(node, context):
                 continue
-            name = label(node)
+            name = node.name or label(node)
             try:
                 text = rewrite(node, context.editor)
             except Refuse as refusal:

@@ -50,6 +50,14 @@ class Call:
         return (self.inputs,)
 
     @cached_property
+    def looks(self) -> tuple[tuple[tuple[int, frozenset[str]], ...], ...]:
+        """For each order, the operator types that must have made the input at each position that a node makes."""
+        return tuple(
+            tuple((at, p.heads) for at, p in enumerate(order) if isinstance(p, Call | AnyOf) and p.heads is not None)
+            for order in self.orders
+        )
+
+    @cached_property
     def needs(self) -> frozenset[str]:
         """Operator types that are in every match."""
         return frozenset({self.op}).union(*(needs(each) for each in self.inputs))

@@ -12,18 +12,18 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 
 from onnxopt._version import VERSION
 from onnxopt.errors import DataError, EngineError, OptionError, PassError
+from onnxopt.evaluation import Quality, Samples, compare, evaluate
 from onnxopt.graph import Editor
-from onnxopt.metrics import fidelity
 from onnxopt.model import copy
 from onnxopt.pass_base import Context, Gate, Pass, PassFailure, Report
 from onnxopt.probes import interface_inputs
-from onnxopt.runtime import Feeds, Snapshot
+from onnxopt.runtime import Feeds, Session, Snapshot
 from onnxopt.shapes import check_types
 from onnxopt.traverse import without_gc
 from onnxopt.verify import Reference
@@ -56,6 +56,12 @@ class RunReport:
     """Whether the outputs were compared with the original's, and agree."""
     fidelity: dict[str, dict[str, float]] = field(default_factory=dict)
     """For each lossy pass, the SQNR in dB of each output against the model before it."""
+    quality: dict[str, Quality] = field(default_factory=dict)
+    """For each lossy pass, all that was measured of it, against the model before it."""
+    overall: Quality | None = None
+    """All lossy passes together, against the model before the first of them."""
+    warnings: list[str] = field(default_factory=list)
+    """Why what this report says should be taken with care."""
 
     @property
     def changed(self) -> int:
@@ -73,6 +79,8 @@ class PassManager:
         verify: Verify = "end",
         strict: bool = False,
         probes: Sequence[Feeds] | None = None,
+        data: Any = None,
+        evaluation: Any = None,
         on_report: Callable[[Report], None] | None = None,
         on_stage: Callable[[str], None] | None = None,
     ) -> None:
@@ -80,8 +88,12 @@ class PassManager:
 
         ``verify``: compare outputs after ``each`` pass, at the ``end`` of a row of exact passes (and after
         each lossy one), or not at all (``off``). ``strict``: a pass that matches nothing is an error.
-        ``probes``: inputs to compare on, instead of generated ones. ``on_report``: called after each pass.
-        ``on_stage``: called with what begins: the name of a pass, or ``verification``.
+        ``probes``: inputs to compare on, instead of generated ones. ``data``: samples to calibrate on, in any
+        form that ``load_data`` takes; ``evaluation``: others, to judge lossy passes by; without them half of
+        ``data`` is kept for that. ``on_report``: called after each pass. ``on_stage``: called with what begins:
+        the name of a pass, or ``verification``.
+
+        Raises ``DataError`` if a pass needs data and there are none.
         """
         if verify not in ("each", "end", "off"):
             raise OptionError(f"verify is one of each, end, off; got {verify!r}")
@@ -89,6 +101,13 @@ class PassManager:
         self.verify: Verify = verify
         self.strict = strict
         self.probes = probes
+        self.data, self.evaluation = data, evaluation
+        needy = [pass_.name for pass_ in self.passes if pass_.needs != "none"]
+        if needy and data is None:
+            raise DataError(
+                f"{', '.join(dict.fromkeys(needy))} needs calibration data: give data=, or --data FILE.npz on the "
+                "command line (--data random only to try things out)"
+            )
         self.on_report = on_report or (lambda report: None)
         self.on_stage = on_stage or (lambda stage: None)
 
@@ -97,8 +116,8 @@ class PassManager:
     ) -> tuple[ir.Model, RunReport]:
         """Run all passes on a copy of ``model``, or, if ``reload`` can bring it back, on ``model`` itself.
 
-        Raises ``PassError`` if, under ``strict``, a pass matches nothing or breaks the model, and
-        ``ModelError`` if the model itself is not valid.
+        Raises ``PassError`` if, under ``strict``, a pass matches nothing or breaks the model, ``ModelError`` if
+        the model itself is not valid, and ``DataError`` for data that do not fit it.
         """
         run = _Run(self, copy(model) if reload is None else model)
         with without_gc():
@@ -135,16 +154,26 @@ class _Run:
         self._interface = interface(model)
         self._reference: Reference | None = None
         self._excluded: set[tuple[str, str]] = set()
+        self._original: ir.Model | None = None
+        manager.on_stage("data")
+        self._samples = Samples.of(manager.data, manager.evaluation, model)
+        self.report.warnings += self._samples.warnings
+        needy = [pass_.name for pass_ in manager.passes if pass_.needs == "labels"]
+        if needy and not self._samples.labelled:
+            raise DataError(f"{needy[0]} needs labels: add an array 'labels' to the data, one for each sample")
         if manager.verify != "off":
             self._reference = self._refer()
 
     def _refer(self) -> Reference | None:
         """What the model computes now, or ``None`` with the reason in the report."""
         self.manager.on_stage("verification")
+        probes = self.manager.probes or self._samples.probes()
         try:
-            return Reference.of(self.model, self.manager.probes, stand_in=True)
+            return Reference.of(self.model, probes, stand_in=True)
         except EngineError as error:
             check_types(self.model)  # a model that is plainly wrong is the user's to mend: ModelError
+            if self.manager.probes is None and probes is not None and _loads(self.model):
+                raise DataError(f"the model does not run on the data: {error}") from error
             self.report.verification = f"not verified: {error}"
         except DataError as error:
             if self.manager.probes is not None:
@@ -154,6 +183,8 @@ class _Run:
 
     def apply(self, row: list[Pass], once: bool, reload: Callable[[], ir.Model] | None) -> None:
         """Run a row of passes, to a fixed point or once, and make sure that the result is right."""
+        if once and self._original is None:
+            self._original = copy(self.model)
         if self.manager.verify == "each" and not once:
             for pass_ in row:
                 self._apply_verified([pass_], once, None)
@@ -170,13 +201,14 @@ class _Run:
             before = partial(copy, saved)
         else:
             before = partial(reload)
-        if self._try(row, once, Gate(excluded=frozenset(self._excluded)), record=True):
+        loaded = reload is not None
+        if self._try(row, once, Gate(excluded=frozenset(self._excluded)), loaded, record=True):
             return
         for _ in range(MAX_CULPRITS):
-            culprit, why = self._culprit(before, row, once)
+            culprit, why = self._culprit(before, row, once, loaded)
             self._blame(culprit, why)
             self.model = before()
-            if self._try(row, once, Gate(excluded=frozenset(self._excluded)), record=True):
+            if self._try(row, once, Gate(excluded=frozenset(self._excluded)), loaded, record=True):
                 return
         names = ", ".join(pass_.name for pass_ in row)
         self.report.problems.append(f"{names}: rolled back, since too many of their changes break the model")
@@ -191,7 +223,9 @@ class _Run:
         self.report.problems.append(text)
         self._excluded.add(culprit)
 
-    def _culprit(self, before: Callable[[], ir.Model], row: list[Pass], once: bool) -> tuple[tuple[str, str], str]:
+    def _culprit(
+        self, before: Callable[[], ir.Model], row: list[Pass], once: bool, loaded: bool
+    ) -> tuple[tuple[str, str], str]:
         """The first change that breaks the model, found by replaying ever shorter runs; and how it breaks it."""
         if self._failure is not None:  # it raised, so it is known already
             return self._failure, self._why
@@ -201,22 +235,27 @@ class _Run:
             middle = (good + bad) // 2
             self.model = before()
             gate = Gate(middle, frozenset(self._excluded))
-            if self._try(row, once, gate, record=False):
+            if self._try(row, once, gate, loaded, record=False):
                 good = middle
             else:
                 bad = middle
                 culprit, why = self._failure or gate.log[-1], self._why
         return culprit, why
 
-    def _try(self, row: list[Pass], once: bool, gate: Gate, *, record: bool) -> bool:
-        """Run the row through ``gate`` and verify; on failure remember why and by whom."""
+    def _try(self, row: list[Pass], once: bool, gate: Gate, loaded: bool, *, record: bool) -> bool:
+        """Run the row through ``gate`` and verify; on failure remember why and by whom.
+
+        ``loaded``: the model has just been loaded and is as its file says.
+        """
         self._failure: tuple[str, str] | None = None
         self._why = ""
         self._failed_gate = gate
         found: dict[int, Report] = {}
         try:
-            self._sweep(row, once, gate, found)
+            self._sweep(row, once, gate, Editor(self.model, untouched=loaded), found)
         except PassFailure as failure:
+            if isinstance(failure.__cause__, DataError):
+                raise failure.__cause__ from None
             self._failure, self._why = (failure.pass_name, failure.node), f"it failed: {failure.__cause__!r}"
             return False
         problem = self._problem(row, once) if gate.log else None
@@ -228,8 +267,7 @@ class _Run:
                 self._record(pass_, found.get(id(pass_), Report(pass_.name)))
         return True
 
-    def _sweep(self, row: list[Pass], once: bool, gate: Gate, found: dict[int, Report]) -> None:
-        editor = Editor(self.model)
+    def _sweep(self, row: list[Pass], once: bool, gate: Gate, editor: Editor, found: dict[int, Report]) -> None:
         settled: dict[int, int] = {}  # pass → number of changes in the run after which it had nothing to do
         for round_ in range(MAX_ROUNDS):
             start = len(gate.log)
@@ -239,7 +277,7 @@ class _Run:
                 if pass_.ops is not None and not editor.has_any(pass_.ops):
                     continue
                 self.manager.on_stage(pass_.name)
-                report = self._run_pass(pass_, Context(editor, gate))
+                report = self._run_pass(pass_, self._context(pass_, editor, gate))
                 found[id(pass_)] = _merge(found.get(id(pass_)), report)
                 if not report.changed:
                     settled[id(pass_)] = len(gate.log)
@@ -250,15 +288,19 @@ class _Run:
             log.debug("round %d made %d changes", round_, len(gate.log) - start)
         raise PassFailure(row[-1].name, "*") from PassError(f"no fixed point after {MAX_ROUNDS} rounds")
 
+    def _context(self, pass_: Pass, editor: Editor, gate: Gate) -> Context:
+        def say(text: str) -> None:
+            self.manager.on_stage(f"{pass_.name}: {text}")
+
+        return Context(editor, gate, self._samples.calibration, self._samples.evaluation, self._original, say)
+
     @staticmethod
     def _run_pass(pass_: Pass, context: Context) -> Report:
         if not context.gate.allows(pass_.name, "*"):
             return Report(pass_.name)
         try:
             return pass_.run(context)
-        except PassFailure:
-            raise
-        except OptionError:
+        except (PassFailure, OptionError, DataError):
             raise
         except Exception as error:
             raise PassFailure(pass_.name, "*") from error
@@ -284,11 +326,25 @@ class _Run:
         try:
             session = before.session(snapshot)
             outputs = [session.run(feeds) for feeds in before.feeds]
+            if self._samples.held_out is None:
+                found = compare(before.names, before.expected, outputs)
+            else:
+                self.manager.on_stage("evaluation")
+                found = evaluate(before.original, snapshot, self._samples.held_out)
         except EngineError as error:
             return str(error)
-        self.report.fidelity[str(pass_)] = fidelity(before.names, before.expected, outputs)
+        self.report.quality[str(pass_)] = found
+        self.report.fidelity[str(pass_)] = found.sqnr_db
         self._reference = Reference(snapshot, before.feeds, outputs, session.outputs, before.stood_in)
         return None
+
+    def _overall(self) -> Quality | None:
+        """What all lossy passes did together, if that is more than one of them."""
+        measured = list(self.report.quality.values())
+        if len(measured) < 2 or self._samples.held_out is None or self._original is None:
+            return measured[0] if len(measured) == 1 else None
+        self.manager.on_stage("evaluation")
+        return evaluate(Snapshot.of(self._original), Snapshot.of(self.model), self._samples.held_out)
 
     def _record(self, pass_: Pass, report: Report) -> None:
         self._merged[id(pass_)] = _merge(self._merged.get(id(pass_)), report)
@@ -300,6 +356,7 @@ class _Run:
 
     def finish(self) -> None:
         """Sum up, check strictness, and sign the model."""
+        self.report.overall = self._overall()
         self.report.passes = [self._merged.get(id(p), Report(p.name)) for p in self.manager.passes]
         if self.manager.strict and self.manager.passes and not self.report.changed:
             names = ", ".join(pass_.name for pass_ in self.manager.passes)
@@ -324,10 +381,19 @@ class _Run:
 
 
 def _merge(first: Report | None, second: Report) -> Report:
-    """One report of two runs of a pass: all changes, and the refusals of the later run."""
+    """One report of two runs of a pass: all changes, and the refusals and the facts of the later run."""
     if first is None:
         return second
-    return Report(second.name, first.changes + second.changes, second.refusals)
+    return Report(second.name, first.changes + second.changes, second.refusals, second.facts or first.facts)
+
+
+def _loads(model: ir.Model) -> bool:
+    """Whether ONNX Runtime knows all operators of the model."""
+    try:
+        Session(Snapshot.of(model))
+    except EngineError:
+        return False
+    return True
 
 
 def interface(model: ir.Model) -> tuple[tuple[str, str, str], ...]:

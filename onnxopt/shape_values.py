@@ -54,6 +54,11 @@ class ShapeValues:
             self._known[value] = tensor.numpy().astype(object)
         return self._known[value]
 
+    def computed(self) -> list[tuple[ir.Node, Elements]]:
+        """What is known of the outputs of nodes, in the order of the nodes; of constants it is no news."""
+        found = ((value.producer(), elements) for value, elements in self._known.items())
+        return [(node, elements) for node, elements in found if node is not None and node.op_type != "Constant"]
+
     def _evaluate(self, rule: _Rule, node: ir.Node) -> Elements | None:
         try:
             return rule(self, node)
@@ -94,8 +99,9 @@ class ShapeValues:
 
     def slice_(self, node: ir.Node) -> Elements | None:
         elements = self.of(node.inputs[0])
-        if elements is None or elements.ndim != 1:
+        if elements is None or elements.ndim == 0:
             return None
+        axis = 0
         if len(node.inputs) > 1:
             parts = [self._ints(v) if v is not None else None for v in node.inputs[1:]]
             parts += [None] * (4 - len(parts))
@@ -104,15 +110,24 @@ class ShapeValues:
                 return None
             if (steps is None) != (len(node.inputs) < 5 or node.inputs[4] is None):
                 return None
+            axis = 0 if axes is None or axes.size != 1 else int(axes.reshape(-1)[0])
         else:
             starts, ends = (np.array(attribute(node, name)) for name in ("starts", "ends"))
+            axis = int(next(iter(attribute(node, "axes", (0,))), 0))
             steps = None
         if starts.size != 1:
             return None
         step = 1 if steps is None else int(steps.reshape(-1)[0])
         start, end = int(starts.reshape(-1)[0]), int(ends.reshape(-1)[0])
-        stop = None if step < 0 and end < -len(elements) else end
-        return elements[start:stop:step]
+        stop = None if step < 0 and end < -elements.shape[axis] else end
+        return elements[(slice(None),) * (axis % elements.ndim) + (slice(start, stop, step),)]
+
+    def transpose(self, node: ir.Node) -> Elements | None:
+        elements = self.of(node.inputs[0])
+        perm = attribute(node, "perm")
+        if elements is None or (perm is None and "perm" in node.attributes):
+            return None
+        return elements.transpose(perm)
 
     def concat(self, node: ir.Node) -> Elements | None:
         parts = []
@@ -200,7 +215,7 @@ _RULES: dict[str, _Rule] = {
     "Shape": ShapeValues.shape_, "Size": ShapeValues.size, "Identity": ShapeValues.identity, "Cast": ShapeValues.cast,
     "Gather": ShapeValues.gather, "Slice": ShapeValues.slice_, "Concat": ShapeValues.concat,
     "Squeeze": ShapeValues.squeeze, "Unsqueeze": ShapeValues.reshape, "Reshape": ShapeValues.reshape,
-    "Flatten": ShapeValues.reshape, "Where": ShapeValues.where, "Not": ShapeValues.not_,
+    "Flatten": ShapeValues.reshape, "Transpose": ShapeValues.transpose, "Where": ShapeValues.where, "Not": ShapeValues.not_,
     "ReduceProd": ShapeValues.reduce_prod, "ConstantOfShape": ShapeValues.constant_of_shape,
     "Expand": ShapeValues.expand,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "Equal", "Less", "Greater", "LessOrEqual",

@@ -25,13 +25,14 @@ STANDARD_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview.training")
 class Facts:
     """What is known of each value: element type and dims."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, *, untouched: bool = False) -> None:
+        """Infer what can be known of ``model``; ``untouched`` says that it is as it was loaded."""
         self._model = model
         self._dtypes: dict[ir.Value, ir.DataType | None] = {}
         self._shapes: dict[ir.Value, Dims | None] = {}
         self._retried: set[ir.Value] = set()
         self._runs = 0
-        self.infer()
+        self._infer(outline(model, untouched=untouched))
 
     def shape(self, value: ir.Value) -> Dims | None:
         """The dims of ``value``; ``None`` if not even the rank is known."""
@@ -53,7 +54,17 @@ class Facts:
 
     def infer(self) -> None:
         """Infer types and shapes; what was known of a value stays known where this says nothing."""
-        proto = outline(self._model)
+        self._infer(outline(self._model))
+
+    def may_improve(self, values: Iterable[ir.Value]) -> bool:
+        """Whether the shape of any of ``values`` is not known in full."""
+        for value in values:
+            shape = self._shapes.get(value)
+            if shape is None or any(d is None or (isinstance(d, str) and d.startswith(_MADE_UP)) for d in shape):
+                return True
+        return False
+
+    def _infer(self, proto: onnx.ModelProto) -> None:
         opaque = {
             output.name or ""
             for graph in (self._model.graph, *self._model.graph.subgraphs())
@@ -140,6 +151,10 @@ class Facts:
                 self.learn(value, dtype, shape)
 
 
+_MADE_UP = "unk__"
+"""How the symbols begin that onnx makes up for dims it cannot tell."""
+
+
 def _read_type(type_: onnx.TypeProto.Tensor, run: int = 0) -> tuple[ir.DataType | None, Dims | None]:
     dtype = ir.DataType(type_.elem_type) if type_.elem_type else None
     if not type_.HasField("shape"):
@@ -150,7 +165,7 @@ def _read_type(type_: onnx.TypeProto.Tensor, run: int = 0) -> tuple[ir.DataType 
 def _read_dim(dim: onnx.TensorShapeProto.Dimension, run: int) -> Dim:
     if dim.HasField("dim_value"):
         return dim.dim_value if dim.dim_value >= 0 else None  # some exporters write -1 for "dynamic"
-    if dim.dim_param.startswith("unk__"):  # made up by onnx, which begins to count anew in each run
+    if dim.dim_param.startswith(_MADE_UP):  # made up by onnx, which begins to count anew in each run
         return f"{dim.dim_param} of run {run}"
     return dim.dim_param or None
 

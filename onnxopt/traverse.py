@@ -32,15 +32,16 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph]:
 def _inner(graph: ir.Graph) -> Iterator[ir.Graph]:
     for node in graph:
         for attribute in node.attributes.data.values():  # the plain dict: this runs over every node all the time
-            if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-                bodies: tuple[ir.Graph, ...] = (attribute.value,)
-            elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-                bodies = tuple(attribute.value)
-            else:
+            kind = attribute.type
+            if (kind is not _GRAPH and kind is not _GRAPHS) or attribute.is_ref():
                 continue
-            for body in bodies:
+            for body in (attribute.value,) if kind is _GRAPH else tuple(attribute.value):
                 yield body
                 yield from _inner(body)
+
+
+_GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
+_TENSOR, _TENSORS = ir.AttributeType.TENSOR, ir.AttributeType.TENSORS
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -53,8 +54,9 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     for graph in graphs(model):
         yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
         for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+            for attribute in node.attributes.data.values():
+                kind = attribute.type
+                if kind is _TENSOR and not attribute.is_ref():
                     yield attribute.value
-                elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
+                elif kind is _TENSORS and not attribute.is_ref():
                     yield from attribute.value

@@ -19,6 +19,7 @@ import difflib
 import os
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,21 @@ def recipe(name_or_path: str | os.PathLike[str]) -> list[Pass]:
     Raises ``OptionError`` if there is no such recipe or it is not valid.
     """
     name = os.fspath(name_or_path)
-    path = _FOLDER / f"{name}.toml" if name in names() else Path(name)
+    if re.fullmatch(r"[a-z0-9-]+", name) and (_FOLDER / f"{name}.toml").is_file():
+        return list(_bundled(name))
+    path = Path(name)
     if not path.is_file():
         raise OptionError(f"no recipe is called {name!r}{_suggestion(name, names())}; recipes: {', '.join(names())}")
-    steps = _read(path).steps
-    return [_make(f"{path.name}, pass {at}", dict(step)) for at, step in enumerate(steps, 1)]
+    return _passes(path)
+
+
+@cache
+def _bundled(name: str) -> tuple[Pass, ...]:
+    return tuple(_passes(_FOLDER / f"{name}.toml"))  # passes hold nothing but options, so they can be shared
+
+
+def _passes(path: Path) -> list[Pass]:
+    return [_make(f"{path.name}, pass {at}", dict(step)) for at, step in enumerate(_read(path).steps, 1)]
 
 
 def parse_pipeline(text: str) -> list[Pass]:

@@ -42,9 +42,11 @@ class Affine:
 
 def affine(node: ir.Node, editor: Editor) -> Affine | None:
     """A ``Mul``, ``Div``, ``Add`` or ``Sub`` of a constant, or a ``Neg``, as ``scale · x + shift`` in float64."""
-    zero, one = np.zeros(()), np.ones(())
-    if node.domain or editor.opset(node) < 7 or editor.dtype(node.outputs[0]) not in FLOATS | {None}:
+    if node.op_type not in AFFINE or node.domain or editor.opset(node) < 7:
         return None
+    if (dtype := editor.dtype(node.outputs[0])) is not None and dtype not in FLOATS:
+        return None
+    zero, one = np.zeros(()), np.ones(())
     if node.op_type == "Neg" and node.inputs[0] is not None:
         if editor.dtype(node.inputs[0]) not in FLOATS:
             return None
@@ -80,6 +82,9 @@ def affine(node: ir.Node, editor: Editor) -> Affine | None:
 
 
 _ARITHMETIC = ("Mul", "Div", "Add", "Sub")
+
+AFFINE = frozenset({*_ARITHMETIC, "Neg"})
+"""Operators that may be a scale or a shift."""
 
 
 def ends_a_fusion(value: ir.Value) -> bool:

@@ -34,9 +34,14 @@ def sample(tensor: ir.TensorProtocol) -> bytes:
     return _kind(tensor) + data[:_SAMPLE] + data[-_SAMPLE:]
 
 
+def is_sampled_whole(tensor: ir.TensorProtocol) -> bool:
+    """Whether ``sample`` holds all of the data, so that equal samples mean equal tensors."""
+    return tensor.dtype != ir.DataType.STRING and tensor.nbytes <= _SAMPLE
+
+
 def kind(tensor: ir.TensorProtocol) -> tuple[int, tuple[int, ...]]:
     """Element type and dims."""
-    return int(tensor.dtype), tuple(tensor.shape.numpy())
+    return int(tensor.dtype), tuple(tensor.shape)  # type: ignore[arg-type]  # of a tensor, all are numbers
 
 
 def _kind(tensor: ir.TensorProtocol) -> bytes:

@@ -216,9 +216,12 @@ def layer_before(value: ir.Value, editor: Editor) -> Layer | None:
     return layer if whole is None else whole
 
 
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
 def layer_of(node: ir.Node, editor: Editor) -> Layer | None:
     """``node`` as a layer, if it is one with constant weights."""
-    if node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or len(node.outputs) != 1:
+    if node.domain or node.op_type not in LAYERS or len(node.outputs) != 1:
         return None
     if any(attribute.is_ref() for attribute in node.attributes.values()):
         return None

@@ -237,7 +237,7 @@ def keeps_order(perm: Sequence[int], dims: Dims | None) -> bool:
 
 def write_constant(value: ir.Value, array: np.ndarray[Any, Any], editor: Editor) -> None:
     """Let a constant that has one reader hold other numbers, under its name."""
-    tensor = ir.tensor(array, name=value.name)
+    tensor = ir.Tensor(array, name=value.name)
     node = value.producer()
     if node is not None:
         node.attributes.clear()

@@ -25,9 +25,8 @@ def renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
             strings, shape=ir.Shape(tensor.shape.numpy()), name=name, doc_string=doc, metadata_props=metadata
         )
     return ir.Tensor(
-        tensor.numpy(), tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name,
-        doc_string=doc, metadata_props=metadata,
-    )  # fmt: skip
+        tensor.numpy(), tensor.dtype, shape=tensor.shape, name=name, doc_string=doc, metadata_props=metadata  # type: ignore[arg-type]
+    )
 
 
 def rename(value: ir.Value, name: str) -> None:

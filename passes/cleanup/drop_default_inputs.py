@@ -79,4 +79,5 @@ def _holds(value: ir.Value | None, default: float, editor: Editor, depth: int = 
     tensor = constant_tensor(value)
     if tensor is None or tensor.dtype == ir.DataType.STRING or not 0 < tensor.size <= _MAX_ELEMENTS:
         return False
-    return bool(np.all(tensor.numpy() == default))
+    array = tensor.numpy()
+    return bool(array.flat[0] == default and np.all(array == default))

@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
-from onnxopt.passes.cleanup._affine import Affine, affine, ends_a_fusion
-from onnxopt.passes.cleanup._linear import Layer, layer_before, layer_behind, per_channel
+from onnxopt.passes.cleanup._affine import AFFINE, Affine, affine, ends_a_fusion
+from onnxopt.passes.cleanup._linear import LAYERS, Layer, layer_before, layer_behind, per_channel
 from onnxopt.passes.cleanup._operands import broadcasts_into, discard
 
 
@@ -28,9 +28,11 @@ class FoldAffine(NodePass):
 
     name: ClassVar[str] = "fold-affine"
     exact: ClassVar[bool] = True
-    ops: ClassVar[frozenset[str]] = frozenset({"Mul", "Div", "Add", "Sub", "Neg"})
+    ops: ClassVar[frozenset[str]] = AFFINE
 
     def rewrite(self, node: ir.Node, editor: Editor) -> str | None:
+        if not _is_beside_a_layer(node):
+            return None
         found = affine(node, editor)
         if found is None:
             return None
@@ -80,3 +82,12 @@ class FoldAffine(NodePass):
         editor.remove(node)
         discard(*found.constants)
         return f"went into the weights of the {layer.node.op_type} behind it"
+
+
+def _is_beside_a_layer(node: ir.Node) -> bool:
+    """A first look, since most nodes are not."""
+    made_by = (value.producer() for value in node.inputs if value is not None)
+    return any(
+        other is not None and (other.op_type in LAYERS or other.op_type == "Add")
+        for other in (*made_by, *(use.node for use in node.outputs[0].uses()))
+    )

@@ -66,7 +66,8 @@ class FoldConstants(Pass):
 
         while True:
             plan = _Plan(editor, self.max_growth, allows)
-            results = _compute(plan.wanted, editor)
+            results = _reshaped(plan.wanted, editor)
+            results |= _compute([value for value in plan.wanted if value not in results], editor)
             culprits = {node for v in plan.wanted if v not in results and (node := v.producer()) is not None}
             if not culprits:
                 break
@@ -75,13 +76,15 @@ class FoldConstants(Pass):
             log.refused(label(node), reason)
         for node in sorted(failed, key=label):
             log.refused(label(node), f"{node.op_type} could not be computed")
-        for value, array in results.items():
+        for value in plan.wanted:
+            if (array := results.get(value)) is None:
+                continue
             if context.gate.closed or (producer := value.producer()) is None:
                 break
             constant = editor.add_constant(producer, array, value.name or "constant")
             value.replace_all_uses_with(constant)
             if array.dtype.kind == "i":  # it may be a shape
-                editor.outdate_facts()
+                editor.outdate_facts(constant)
             log.changed(label(producer), f"{producer.op_type} is now a constant {list(array.shape)}")
         return log.report()
 
@@ -126,16 +129,13 @@ class _Plan:
         return found
 
     def _is_foldable(self, node: ir.Node) -> bool:
+        for value in node.inputs:  # the first look, since most nodes have an input that is no constant
+            if value is not None and value.producer() not in self._set and constant_tensor(value) is None:
+                return False
         if node.domain != "" or node.op_type in _NEVER or not node.outputs or any(True for _ in bodies(node)):
             return False
         if any(v.is_graph_output() for v in node.outputs) or any(a.is_ref() for a in node.attributes.values()):
             return False
-        for value in node.inputs:
-            if value is None or value.producer() in self._set:
-                continue
-            tensor = constant_tensor(value)
-            if tensor is None:
-                return False
         if not any(v is not None for v in node.inputs) and node.op_type not in ("EyeLike",):
             return False
         return self._size(node) <= _MAX_RESULT and self.allows(node)
@@ -199,6 +199,22 @@ _MULTIPLIERS = frozenset({
     "ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Upsample", "EyeLike"
 })  # fmt: skip
 """Operators whose output can be much larger than their inputs."""
+
+
+def _reshaped(values: Sequence[ir.Value], editor: Editor) -> dict[ir.Value, np.ndarray[Any, Any]]:
+    """The arrays of values that hold the same elements as a constant, in another shape; no runtime is needed."""
+    found = {}
+    for value in values:
+        node, shape = value.producer(), editor.static_shape(value)
+        if node is None or node.op_type not in _RESHAPING or shape is None:
+            continue
+        tensor = constant_tensor(node.inputs[0])
+        if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.size == math.prod(shape):
+            found[value] = tensor.numpy().reshape(shape)
+    return found
+
+
+_RESHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 
 
 def _compute(values: Sequence[ir.Value], editor: Editor) -> dict[ir.Value, np.ndarray[Any, Any]]:

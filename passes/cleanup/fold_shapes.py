@@ -52,7 +52,7 @@ class FoldShapes(Pass):
                     continue  # a shape that the caller gives is the caller's
                 if self.may_change(node, context) and (text := _materialise(node, at, values, editor)):
                     log.changed(label(node), text)
-        for value, elements in _known(values, editor):
+        for value, elements in _known(values):
             producer = value.producer()
             if producer is None or context.gate.closed or not self.may_change(producer, context):
                 continue
@@ -64,36 +64,28 @@ class FoldShapes(Pass):
 
     def _share(self, values: ShapeValues, context: Context, log: Log) -> None:
         """Let what is known to be the same dims be computed once, from whatever tensor comes first."""
-        for graph in context.editor.graphs():
-            first: dict[object, ir.Value] = {}
-            for node in graph:
-                value = node.outputs[0] if len(node.outputs) == 1 else None
-                elements = values.of(value) if node.op_type != "Constant" else None
-                if value is None or elements is None:
-                    continue
-                dims = elements.reshape(-1).tolist()
-                if None in dims or not any(isinstance(dim, str) for dim in dims):
-                    continue
-                key = context.editor.dtype(value), elements.shape, tuple(dims)
-                twin = first.setdefault(key, value)
-                if twin is value or not value.uses() or value.is_graph_output():
-                    continue
-                if self.may_change(node, context):
-                    value.replace_all_uses_with(twin)
-                    log.changed(label(node), f"is {elements.tolist()}, as {twin.name} is already")
-
-
-def _known(values: ShapeValues, editor: Editor) -> list[tuple[ir.Value, Elements]]:
-    """Computed values of which every element is a number, and that something else than these reads."""
-    known: dict[ir.Value, Elements] = {}
-    for graph in editor.graphs():
-        for node in graph:
-            if node.op_type == "Constant" or len(node.outputs) != 1:
-                continue
+        first: dict[object, ir.Value] = {}
+        for node, elements in values.computed():
             value = node.outputs[0]
-            elements = values.of(value)
-            if elements is not None and all(isinstance(x, int) for x in elements.reshape(-1)):
-                known[value] = elements
+            dims = elements.reshape(-1).tolist()
+            if node.graph is None or None in dims or not any(isinstance(dim, str) for dim in dims):
+                continue
+            key = node.graph, context.editor.dtype(value), elements.shape, tuple(dims)
+            twin = first.setdefault(key, value)
+            if twin is value or not value.uses() or value.is_graph_output():
+                continue
+            if self.may_change(node, context):
+                value.replace_all_uses_with(twin)
+                log.changed(label(node), f"is {elements.tolist()}, as {twin.name} is already")
+
+
+def _known(values: ShapeValues) -> list[tuple[ir.Value, Elements]]:
+    """Computed values of which every element is a number, and that something else than these reads."""
+    known = {
+        node.outputs[0]: elements
+        for node, elements in values.computed()
+        if all(isinstance(x, int) for x in elements.reshape(-1))
+    }
     return [
         (value, elements)
         for value, elements in known.items()
@@ -106,7 +98,7 @@ def _replace(node: ir.Node, value: ir.Value, elements: Elements, editor: Editor)
     constant = editor.add_constant(node, elements.astype(dtype.numpy()), value.name or "shape")
     value.replace_all_uses_with(constant)
     editor.remove(node)
-    editor.outdate_facts()
+    editor.outdate_facts(constant)
 
 
 def _materialise(node: ir.Node, at: int, values: ShapeValues, editor: Editor) -> str | None:
@@ -121,10 +113,11 @@ def _materialise(node: ir.Node, at: int, values: ShapeValues, editor: Editor) ->
         wanted = _slice_ends(node, elements, values, editor)
     if wanted is None or computed is None:
         return None
-    node.replace_input_with(at, editor.add_constant(node, wanted, computed.name or "shape"))
+    constant = editor.add_constant(node, wanted, computed.name or "shape")
+    node.replace_input_with(at, constant)
     if node.op_type == "Reshape" and 0 in wanted:
         node.attributes.pop("allowzero", None)  # here a 0 copies
-    editor.outdate_facts()
+    editor.outdate_facts(constant)
     return f"reads the constant {wanted.tolist()} instead of a computed shape"
 
 

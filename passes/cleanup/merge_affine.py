@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, constant_tensor, sole_reader
 from onnxopt.pass_base import NodePass, Refuse
-from onnxopt.passes.cleanup._affine import PRECISION, Affine, Array, affine, ends_a_fusion
+from onnxopt.passes.cleanup._affine import AFFINE, PRECISION, Affine, Array, affine, ends_a_fusion
 from onnxopt.passes.cleanup._linear import NODE_BYTES, spare_bytes
 from onnxopt.passes.cleanup._operands import discard
 
@@ -28,9 +28,11 @@ class MergeAffine(NodePass):
 
     name: ClassVar[str] = "merge-affine"
     exact: ClassVar[bool] = True
-    ops: ClassVar[frozenset[str]] = frozenset({"Mul", "Div", "Add", "Sub", "Neg"})
+    ops: ClassVar[frozenset[str]] = AFFINE
 
     def rewrite(self, node: ir.Node, editor: Editor) -> str | None:
+        if not any(v is not None and (p := v.producer()) is not None and p.op_type in AFFINE for v in node.inputs):
+            return None  # nothing to merge with
         following = sole_reader(node.outputs[0])
         if following is not None and following.graph is node.graph and affine(following, editor) is not None:
             return None  # not the last of its chain

@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Editor, bodies, label
 from onnxopt.pass_base import Context, Log, Pass, Report
-from onnxopt.passes.cleanup._content import digest
+from onnxopt.passes.cleanup._content import digest, is_sampled_whole, sample
 
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -83,7 +83,7 @@ class MergeDuplicates(Pass):
         if node.domain == "" and (node.op_type in _RANDOM or not node.outputs or _drops_out(node, editor)):
             return None
         attributes = []
-        for name, attribute in sorted(node.attributes.items()):
+        for name, attribute in sorted(node.attributes.data.items()):
             content = _content(attribute)
             if content is None:
                 return None
@@ -129,5 +129,5 @@ def _content(attribute: ir.Attr) -> Hashable | None:
     if attribute.type == ir.AttributeType.FLOATS:
         return tuple(float(item).hex() for item in attribute.value)
     if attribute.type == ir.AttributeType.TENSOR:
-        return digest(attribute.value)
+        return sample(attribute.value) if is_sampled_whole(attribute.value) else digest(attribute.value)
     return None

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import bodies
 from onnxopt.pass_base import Context, Log, Pass, Report
-from onnxopt.passes.cleanup._content import digest, kind, sample
+from onnxopt.passes.cleanup._content import digest, is_sampled_whole, kind, sample
 from onnxopt.traverse import graphs
 
 
@@ -76,9 +76,15 @@ def _twins(model: ir.Model) -> dict[ir.Value, Hashable]:
         if value.const_value is not None and not value.is_graph_input()
     }
     keys: dict[ir.Value, Hashable] = {}
-    measures: tuple[Callable[[ir.TensorProtocol], Hashable], ...] = (kind, sample, digest)
+    measures: tuple[Callable[[ir.TensorProtocol], Hashable], ...] = (kind, sample, _whole)
     for measure in measures:
         keys = {value: measure(tensor) for value, tensor in tensors.items()}
         count = Counter(keys.values())
         tensors = {value: tensor for value, tensor in tensors.items() if count[keys[value]] > 1}
+        if not tensors:
+            return {}
     return {value: keys[value] for value in tensors}
+
+
+def _whole(tensor: ir.TensorProtocol) -> Hashable:
+    return sample(tensor) if is_sampled_whole(tensor) else digest(tensor)

@@ -55,6 +55,8 @@ class RemoveDead(Pass):
         return log.report()
 
     def _remove_functions(self, model: ir.Model, context: Context, log: Log) -> None:
+        if not model.functions:
+            return
         called: set[ir.OperatorIdentifier] = set()
         work: list[Iterable[ir.Node]] = [model.graph.all_nodes()]
         while work:

@@ -173,3 +173,25 @@ def test_the_same_dims_are_computed_once() -> None:
     assert "as s is already" in str(report.changes[0])
     left = ops(run(RemoveDead(), after)[0])
     assert left == ["Shape", "Gather", "Shape", "Concat", "ConstantOfShape", "ConstantOfShape"]
+
+
+def test_evaluates_the_paddings_that_torch_writes() -> None:
+    """``F.pad`` counts its paddings from the last axis backwards; the exporter turns them round in the graph."""
+    before = graph(
+        """g (float[N, M] x) => (float[P, Q] y) {
+            given = Constant<value = int64[4] {1, 2, 0, 3}>()
+            two = Constant<value = int64[2] {-1, 2}>()
+            last = Constant<value = int64[1] {-1}>()
+            first = Constant<value = int64[1] {-9223372036854775807}>()
+            axis = Constant<value = int64[1] {0}>()
+            flat = Constant<value = int64[1] {-1}>()
+            pairs = Reshape(given, two)
+            turned = Slice(pairs, last, first, axis, last)
+            rows = Transpose<perm = [1, 0]>(turned)
+            pads = Reshape(rows, flat)
+            y = Pad(x, pads)
+        }"""
+    )
+    after, report = run(FoldShapes(), before)
+    assert report.changed
+    assert shape_input(after, "Pad") == [0, 1, 3, 2]

@@ -1,0 +1,176 @@
+"""What lossy passes are given to calibrate on, and how near a model stays to the one that it was made from.
+
+A model is judged on samples that nothing was fitted to.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.data import Dataset, load_data
+from onnxopt.runtime import Feeds, Session, Snapshot
+
+Array = np.ndarray[Any, Any]
+
+MAX_SAMPLES = 64
+"""How many samples a lossy pass is judged on,"""
+MAX_LABELLED = 256
+"""and how many if they are labelled: a share of right answers wants more of them."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples to calibrate on, and others, disjoint from them, to judge by."""
+
+    calibration: Dataset | None = None
+    evaluation: Dataset | None = None
+    warnings: tuple[str, ...] = ()
+    """What is doubtful about them."""
+
+    @classmethod
+    def of(cls, data: Any, evaluation: Any, model: ir.Model) -> Samples:
+        """Samples from what the user gave, in any form that ``load_data`` takes; without ``evaluation`` half of
+        ``data`` is kept for that.
+
+        Raises ``DataError`` if they do not fit ``model``.
+        """
+        first = None if data is None else load_data(data, model)
+        second = None if evaluation is None else load_data(evaluation, model)
+        warnings: tuple[str, ...] = ()
+        if any(each is not None and each.random for each in (first, second)):
+            warnings += ("ranges and losses are those on random data, which say little of real ones; give samples",)
+        if first is None or second is not None:
+            return cls(first, second, warnings)
+        if first.units < 2:
+            warnings += ("calibration and evaluation are on the same data, for there is nothing to split; give more",)
+            return cls(first, first, warnings)
+        return cls(*first.split(0.5), warnings)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are samples to calibrate on, with labels."""
+        return self.calibration is not None and self.calibration.labelled
+
+    def probes(self) -> Sequence[Feeds] | None:
+        """Inputs to compare exact passes on, if there are samples to judge by."""
+        if self.evaluation is None:
+            return None
+        return [batch.feeds for batch in islice(self.evaluation.take(2).batches(), 2)]
+
+    @property
+    def held_out(self) -> Dataset | None:
+        """As many samples as lossy passes are judged on."""
+        if self.evaluation is None:
+            return None
+        return self.evaluation.take(MAX_LABELLED if self.evaluation.labelled else MAX_SAMPLES)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What became of the outputs."""
+
+    samples: int
+    """On how many samples this was measured; 0 if on made-up inputs."""
+    sqnr_db: dict[str, float] = field(default_factory=dict)
+    """The signal to quantization noise ratio of each numeric output in dB; infinite where not a bit differs."""
+    agreement: dict[str, float] = field(default_factory=dict)
+    """The share of equal argmax, for float outputs of rank 2 with at least 2 columns."""
+    accuracy: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The share of right answers before and after, for outputs that are answers, or scores, of what labels are."""
+
+
+def evaluate(before: Snapshot, after: Snapshot, data: Dataset) -> Quality:
+    """Compare two models on ``data``, as they are deployed: with ONNX Runtime's optimizations on.
+
+    Raises ``EngineError`` if either does not run.
+    """
+    threads = cores()
+    first, second = (Session(snapshot, optimize=True, threads=threads) for snapshot in (before, after))
+    measure = Measure(first.outputs)
+    for batch in data.batches():
+        measure.add(first.run(batch.feeds), second.run(batch.feeds, first.outputs), batch.labels)
+    return measure.result(len(data))
+
+
+def compare(names: Sequence[str], before: Sequence[Sequence[Any]], after: Sequence[Sequence[Any]]) -> Quality:
+    """The same of outputs that are there already, run by run, on made-up inputs."""
+    measure = Measure(names)
+    for x, y in zip(before, after, strict=True):
+        measure.add(x, y)
+    return measure.result(0)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Measure:
+    """Adds up what ``Quality`` says, batch by batch."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._noise: dict[str, list[float]] = {}
+        self._equal: dict[str, list[int]] = {}
+        self._right: dict[str, list[int]] = {}
+
+    def add(self, before: Sequence[Any], after: Sequence[Any], labels: Array | None = None) -> None:
+        """The outputs of one batch from both models."""
+        for name, x, y in zip(self._names, before, after, strict=True):
+            if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray):
+                continue
+            if x.dtype.kind in "fiub":
+                _add(self._noise, name, *_powers(x, y))
+            if x.dtype.kind == "f" and x.ndim == 2 and x.shape[1] > 1 and x.shape == y.shape:
+                _add(self._equal, name, int(np.sum(x.argmax(1) == y.argmax(1))), len(x))
+            if labels is not None and (right := _right(x, labels)) is not None:
+                _add(self._right, name, right, _right(y, labels) or 0, labels.size)
+
+    def result(self, samples: int) -> Quality:
+        """What was found; ``samples`` is on how many."""
+        return Quality(
+            samples,
+            {name: _decibels(*powers) for name, powers in self._noise.items()},
+            {name: equal / total for name, (equal, total) in self._equal.items() if total},
+            {name: (x / total, y / total) for name, (x, y, total) in self._right.items() if total},
+        )
+
+
+def _add(sums: dict[str, list[Any]], name: str, *values: float) -> None:
+    sums[name] = [a + b for a, b in zip(sums.get(name, [0] * len(values)), values, strict=True)]
+
+
+def _powers(x: Array, y: Array) -> tuple[float, float]:
+    """Signal and noise; what is not finite is no signal where both agree, and infinite noise where not."""
+    if x.shape != y.shape:
+        return 0.0, math.inf
+    a, b = x.astype(np.float64).reshape(-1), y.astype(np.float64).reshape(-1)
+    odd = ~(np.isfinite(a) & np.isfinite(b))
+    if odd.any():
+        if not np.array_equal(a[odd], b[odd], equal_nan=True):
+            return 0.0, math.inf
+        a, b = a[~odd], b[~odd]
+    return float(a @ a), float((a - b) @ (a - b))
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0 and math.isfinite(noise) else -math.inf
+
+
+def _right(output: Array, labels: Array) -> int | None:
+    """How many answers are right; ``None`` if the output does not answer to the labels."""
+    if output.dtype.kind == "f" and output.ndim == labels.ndim + 1 and output.shape[:-1] == labels.shape:
+        return int(np.sum(output.argmax(-1) == labels)) if output.shape[-1] > 1 and labels.dtype.kind in "iu" else None
+    if output.dtype.kind in "iuOUS" and output.shape == labels.shape:
+        return int(np.sum(output == labels))
+    return None

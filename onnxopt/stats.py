@@ -1,0 +1,346 @@
+"""What the tensors of a model hold over a dataset: ranges, histograms, channel means, Gram matrices.
+
+The model is run on the data batch by batch, with the wanted tensors as additional outputs; what comes out is
+summed up and let go, so memory does not grow with the number of samples. A first run on one sample tells how
+large the tensors are. Then as many samples as fit under the cap go in at once, and if not even one fits, the
+tensors are taken in several rounds.
+
+Runs are made with ONNX Runtime's optimizations on, on all cores that the process may use. A tensor of a fused
+operator then comes from the operator's unfused form, so results are those of the model as written, up to the
+rounding of floats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+import onnx_ir as ir
+
+from onnxopt import _cache
+from onnxopt._accumulate import (
+    BINS,
+    Accumulator,
+    Array,
+    Channels,
+    ChannelsOf,
+    Gram,
+    GramOf,
+    Histogram,
+    HistogramOf,
+    Range,
+    RangeOf,
+)
+from onnxopt._expose import Readout, Tensors
+from onnxopt._fit import Batch
+from onnxopt._version import VERSION
+from onnxopt.data import Dataset
+from onnxopt.errors import DataError, EngineError
+from onnxopt.evaluation import cores
+from onnxopt.model import outline, slim_proto
+from onnxopt.runtime import Session, Snapshot
+
+__all__ = ["BINS", "Channels", "Gram", "Histogram", "Range", "Statistics"]
+
+R = TypeVar("R")
+
+_FLOATS = (
+    onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16
+)  # fmt: skip
+_PARALLEL_BYTES = 4 * 1024 * 1024
+"""Less than this is summed up on one thread."""
+_SAY_EVERY = 0.5
+"""Seconds between two messages of progress."""
+
+
+class Statistics:
+    """Statistics of the named tensors of a model over a dataset; lazy, streamed, memory-capped, cached on disk.
+
+    Tensors are named as in the model, which may be edited afterwards: these are of the model as it was.
+    Integer tensors, and what is never computed on these data, are left out of every result. Raises ``DataError``
+    for a name that cannot be read (see ``reachable``), and where the model does not run on the data.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        data: Dataset,
+        *,
+        memory: int = 1 << 30,
+        cache: Path | Literal["user"] | None = "user",
+        on_progress: Callable[[str], None] | None = None,
+    ) -> None:
+        """Prepare; nothing is run yet.
+
+        ``memory``: bytes that may be taken beyond the model's own. ``cache``: the directory where results are
+        kept; ``user`` is the one of the platform, ``None`` keeps none.
+        """
+        self._proto, self._directory = slim_proto(model)
+        self._outline = outline(model)
+        self._tensors = Tensors(self._proto)
+        self._data, self._memory = data, memory
+        self._cache = _cache.user_directory() / "statistics" if cache == "user" else cache
+        self._on_progress = on_progress or (lambda text: None)
+        self._threads = cores()
+        self._known: dict[str, dict[str, Any]] = {}
+        self._key = ""
+        self._dtypes: dict[str, int | None] | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def reachable(self, name: str) -> str | None:
+        """``None`` if there can be statistics of the tensor ``name``, else the reason why not."""
+        found = self._tensors.obstacle(name)
+        if found is None and name not in self._tensors.inputs:
+            dtype = self._dtype(name)
+            if dtype is None:
+                found = "it is no tensor"
+            elif not dtype and self._tensors.in_branch(name):
+                found = "its type is not known"
+        return found
+
+    def ranges(self, names: Iterable[str]) -> dict[str, Range]:
+        """The range of each of these tensors."""
+        return self._all("ranges", Range, names, lambda name: RangeOf())
+
+    def histograms(self, names: Iterable[str]) -> dict[str, Histogram]:
+        """The histogram of each of these tensors over its exact range; those with NaN or infinity are left out."""
+        found = {name: range_ for name, range_ in self.ranges(names).items() if range_.finite}
+
+        def make(name: str) -> HistogramOf:
+            return HistogramOf(found[name].low, found[name].high)
+
+        return self._all("histograms", Histogram, found, make, BINS * 8)
+
+    def channels(self, axes: Mapping[str, int]) -> dict[str, Channels]:
+        """By tensor, least, greatest and mean value of each slice along the axis given with its name.
+
+        Tensors without that axis, or with more slices at one time than at another, are left out.
+        """
+        found: dict[str, Channels] = {}
+        for axis in sorted(set(axes.values())):
+            names = [name for name in axes if axes[name] == axis]
+            found |= self._all(f"channels {axis}", Channels, names, partial(_channels_of, axis))
+        return {name: found[name] for name in axes if name in found}
+
+    def gram(self, names: Iterable[str]) -> Iterator[tuple[str, Gram]]:
+        """The Gram matrix of each of these tensors over its last axis, one after the other; not kept on disk."""
+        wanted = self._readable(names)
+        sizes = {name: self._shape(name, wanted)[-1:] for name in wanted}
+        extra = {name: 12 * size[0] ** 2 for name, size in sizes.items() if size}
+        for name, accumulator in self._run(wanted, lambda name: GramOf(), extra):
+            result = accumulator.result()
+            if result is not None:
+                yield name, result
+
+    def samples(self, name: str) -> Iterator[Array]:
+        """The tensor itself, batch by batch, as it comes."""
+        for _, arrays in self._arrays([name] if self._readable([name]) else [], None):
+            yield from arrays.values()
+
+    # -- what is known already ---------------------------------------------------------------------------
+
+    def _all(
+        self, kind: str, result: type[R], names: Iterable[str], make: Callable[[str], Accumulator[R]], extra: int = 0
+    ) -> dict[str, R]:
+        """The results for these tensors, of which those are computed that are not known yet."""
+        wanted = self._readable(names)
+        known = self._known.get(kind)
+        if known is None:
+            stored = {} if self._cache is None else _cache.read(self._cache, self._file(kind))
+            known = self._known[kind] = _unpack(result, stored)
+        missing = [name for name in wanted if name not in known]
+        if missing:
+            known |= {n: a.result() for n, a in self._run(missing, make, dict.fromkeys(missing, extra))}
+            known |= {name: None for name in missing if name not in known}
+            if self._cache is not None:
+                _cache.write(self._cache, self._file(kind), _pack(result, known))
+        return {name: known[name] for name in wanted if known[name] is not None}
+
+    def _file(self, kind: str) -> str:
+        """What results of this kind are filed under: a hash of everything that they depend on."""
+        if not self._key:
+            hasher = hashlib.sha256(f"{VERSION} {self._data.fingerprint}".encode())
+            model = onnx.ModelProto()
+            model.CopyFrom(self._proto)
+            for tensor in model.graph.initializer:
+                if tensor.data_location == onnx.TensorProto.EXTERNAL and self._directory is not None:
+                    place = {entry.key: entry.value for entry in tensor.external_data}
+                    count = int(place["length"])
+                    if count:
+                        file = self._directory / place["location"]
+                        hasher.update(np.memmap(file, np.uint8, "r", int(place.get("offset", 0)), count).data)
+                    del tensor.external_data[:]
+            hasher.update(model.SerializeToString(deterministic=True))
+            self._key = hasher.hexdigest()
+        return hashlib.sha256(f"{self._key} {kind}".encode()).hexdigest()
+
+    # -- running -----------------------------------------------------------------------------------------
+
+    def _run(
+        self, names: Sequence[str], make: Callable[[str], Accumulator[R]], extra: Mapping[str, int]
+    ) -> Iterator[tuple[str, Accumulator[R]]]:
+        """An accumulator for each tensor, fed with all its values; ``extra`` is the memory that each takes."""
+        rounds = self._rounds(names, extra)
+        with ThreadPoolExecutor(self._threads) as pool:
+            for at, (part, rows) in enumerate(rounds, 1):
+                sums = {name: make(name) for name in part}
+                for batch, arrays in self._arrays(part, rows, f", round {at} of {len(rounds)}" if rounds[1:] else ""):
+                    work = [(sums[name], array) for name, array in arrays.items()]
+                    if self._threads > 1 and sum(array.nbytes for _, array in work) > _PARALLEL_BYTES:
+                        list(pool.map(lambda each, batch=batch: each[0].add(each[1], batch), work))
+                    else:
+                        for accumulator, array in work:
+                            accumulator.add(array, batch)
+                    del arrays, work  # they must be gone before the next run
+                while sums:
+                    name = next(iter(sums))
+                    yield name, sums.pop(name)
+
+    def _arrays(self, names: Sequence[str], rows: int | None, note: str = "") -> Iterator[tuple[int, dict[str, Array]]]:
+        """These tensors on each batch, or on parts of it of at most ``rows`` samples, with the batch's number."""
+        inner = [name for name in names if name not in self._tensors.inputs]
+        session, where = self._session(inner, shapes=False)
+        done, said = 0, time.monotonic()
+        for at, batch in enumerate(self._data.batches()):
+            for feeds in _parts(batch, rows):
+                found = {name: feeds[name] for name in names if name not in where and name in feeds}
+                if session is not None:
+                    found |= self._fetch(session, where, feeds, at)
+                yield at, {name: array for name, array in found.items() if array.size and array.dtype.kind == "f"}
+                del found
+            done += batch.samples
+            if time.monotonic() - said > _SAY_EVERY:
+                said = time.monotonic()
+                self._on_progress(f"statistics, {done} of {len(self._data)} samples{note}")
+
+    def _fetch(
+        self, session: Session, where: Mapping[str, Readout], feeds: Mapping[str, Any], at: int
+    ) -> dict[str, Array]:
+        outputs = list({n: None for readout in where.values() for n in (readout.value, readout.shape) if n is not None})
+        try:
+            values = dict(zip(outputs, session.run(feeds, outputs), strict=True))
+        except EngineError as error:
+            raise DataError(f"the model does not run on batch {at} of the data: {error}") from error
+        found = {}
+        for name, readout in where.items():
+            value = values[readout.value]
+            found[name] = value.reshape(values[readout.shape]) if readout.shape is not None and value.size else value
+        return found
+
+    def _session(self, names: Sequence[str], *, shapes: bool) -> tuple[Session | None, dict[str, Readout]]:
+        if not names:
+            return None, {}
+        model, where = self._tensors.exposed({name: self._dtype(name) or 0 for name in names}, shapes=shapes)
+        snapshot = Snapshot(model.SerializeToString(), self._directory)
+        return Session(snapshot, optimize=not shapes, threads=self._threads), where
+
+    # -- looking ahead -----------------------------------------------------------------------------------
+
+    def _rounds(self, names: Sequence[str], extra: Mapping[str, int]) -> list[tuple[list[str], int | None]]:
+        """Which tensors to take together, and how many samples at most, so that memory stays under the cap.
+
+        Half of it is for the tensors, the rest for what ONNX Runtime needs in between.
+        """
+        budget = self._memory // 2
+        held = {name: 4 * int(np.prod(self._shape(name, names), dtype=np.int64)) for name in names}
+        rounds: list[list[str]] = []
+        room = 0
+        for name in names:
+            size = held[name] + extra.get(name, 0)
+            if not rounds or size > room:
+                rounds.append([])
+                room = budget
+            rounds[-1].append(name)
+            room -= size
+        if not self._data.stackable:
+            return [(part, None) for part in rounds]
+        result: list[tuple[list[str], int | None]] = []
+        for part in rounds:
+            left = budget - sum(extra.get(name, 0) for name in part)
+            result.append((part, max(1, left // max(1, sum(held[name] for name in part)))))
+        return result
+
+    def _shape(self, name: str, names: Sequence[str]) -> tuple[int, ...]:
+        """The shape that a tensor has on the largest sample; all of ``names`` are looked at together."""
+        if name not in self._shapes:
+            batch = next(self._data.largest().batches())
+            inner = [n for n in names if n not in self._tensors.inputs]
+            session, where = self._session(inner, shapes=True)
+            found = {} if session is None else self._fetch(session, where, batch.feeds, 0)
+            self._shapes |= {n: tuple(int(size) for size in shape.reshape(-1)) for n, shape in found.items()}
+            self._shapes |= {n: batch.feeds[n].shape if n in batch.feeds else (0,) for n in names if n not in found}
+        return self._shapes[name]
+
+    def _readable(self, names: Iterable[str]) -> list[str]:
+        """The tensors of these that may be floats, each once."""
+        wanted = list(dict.fromkeys(names))
+        for name in wanted:
+            if (obstacle := self.reachable(name)) is not None:
+                raise DataError(f"the tensor {name!r} cannot be read: {obstacle}")
+        return [name for name in wanted if not self._dtype(name) or self._dtype(name) in _FLOATS]
+
+    def _dtype(self, name: str) -> int | None:
+        """The element type of a tensor, 0 if it is not known, ``None`` if it is no tensor."""
+        if self._dtypes is None:
+            try:
+                inferred = onnx.shape_inference.infer_shapes(self._outline)
+            except Exception:  # onnx raises several unrelated types; without inference we only know less
+                inferred = self._outline
+            self._dtypes = dict(_element_types(inferred.graph))
+        return self._dtypes.get(name, 0)
+
+
+def _element_types(graph: onnx.GraphProto) -> Iterator[tuple[str, int | None]]:
+    for value in (*graph.value_info, *graph.output, *graph.input):
+        kind = value.type.WhichOneof("value")
+        yield value.name, value.type.tensor_type.elem_type if kind == "tensor_type" else None if kind else 0
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                yield from _element_types(body)
+
+
+def _channels_of(axis: int, name: str) -> ChannelsOf:
+    return ChannelsOf(axis)
+
+
+def _parts(batch: Batch, rows: int | None) -> Iterator[dict[str, Array]]:
+    """The batch cut along the first axis."""
+    if rows is None or rows >= batch.samples:
+        yield batch.feeds
+        return
+    for start in range(0, batch.samples, rows):
+        yield {n: array[start : start + rows] if array.ndim else array for n, array in batch.feeds.items()}
+
+
+def _pack(result: type[Any], known: Mapping[str, Any]) -> dict[str, Array]:
+    """Results as a few arrays: all values of a field one after the other, and how many each result has."""
+    packed: dict[str, Array] = {"names": np.array(list(known), dtype=np.str_)}
+    for field in fields(result):
+        values = [np.empty(0) if r is None else np.atleast_1d(getattr(r, field.name)) for r in known.values()]
+        filled = [value for value in values if value.size]
+        packed[field.name] = np.concatenate(filled) if filled else np.empty(0)
+        packed[f"{field.name} sizes"] = np.array([value.size for value in values], dtype=np.int64)
+    return packed
+
+
+def _unpack(result: type[R], packed: Mapping[str, Array]) -> dict[str, R | None]:
+    """What was packed; nothing if it is not whole."""
+    columns = []
+    for field in fields(result):  # type: ignore[arg-type]
+        if field.name not in packed or f"{field.name} sizes" not in packed or "names" not in packed:
+            return {}
+        values = np.split(packed[field.name], np.cumsum(packed[f"{field.name} sizes"])[:-1])
+        columns.append([value if field.type == "Array" or not value.size else value[0].item() for value in values])
+    sizes = packed[f"{fields(result)[0].name} sizes"]  # type: ignore[arg-type]
+    rows = zip(packed["names"].tolist(), sizes, *columns, strict=True)
+    return {name: result(*values) if size else None for name, size, *values in rows}
