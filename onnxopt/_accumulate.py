@@ -210,3 +210,32 @@ class GramOf(Accumulator[Gram]):
 
     def result(self) -> Gram | None:
         return None if self._xtx is None or self._ragged else Gram(self._xtx, self._rows)
+
+
+class RowsOf(Accumulator[Array]):
+    """At most ``limit`` rows of a tensor as a matrix over its last axis, drawn at random, in the order of the data.
+
+    Each row gets a random key, and those with the least keys are kept. Nothing if the last axis varies in size.
+    """
+
+    def __init__(self, limit: int, seed: int) -> None:
+        self._limit, self._rng = limit, np.random.default_rng(seed)
+        self._rows: Array | None = None
+        self._keys = np.empty(0)
+        self._ragged = False
+
+    def add(self, array: Array, batch: int) -> None:
+        if not array.ndim or (self._rows is not None and self._rows.shape[1] != array.shape[-1]):
+            self._ragged = True
+            return
+        matrix = array.reshape(-1, array.shape[-1])
+        keys = self._rng.random(len(matrix))
+        bound = self._keys.max() if len(self._keys) == self._limit else 1.0
+        chosen = np.flatnonzero(keys < bound)
+        rows = matrix[chosen] if self._rows is None else np.concatenate([self._rows, matrix[chosen]])
+        keys = np.concatenate([self._keys, keys[chosen]])
+        kept = np.sort(np.argsort(keys, kind="stable")[: self._limit])
+        self._rows, self._keys = rows[kept], keys[kept]
+
+    def result(self) -> Array | None:
+        return None if self._ragged else self._rows

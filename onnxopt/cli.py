@@ -103,6 +103,13 @@ _probes = click.option(
     "--verify", type=click.Choice(["each", "end", "off"]), default="end", show_default=True,
     help="When to compare outputs with the original's.",
 )  # fmt: skip
+@click.option(
+    "--data", metavar="SOURCE",
+    help="Samples to calibrate on: an .npz file, a directory, or module:callable; 'random' only to try things out.",
+)  # fmt: skip
+@click.option(
+    "--eval-data", metavar="SOURCE", help="Other samples, to judge lossy passes by; default: half of --data."
+)
 @click.option("--strict", is_flag=True, help="Fail if nothing matches or a change has to be left out.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @_probes

@@ -73,7 +73,8 @@ class _Tracked(Stage):
 
 def _optimize(
     stage: Stage, *, model: str, output: str, recipe: str | None, passes: str | None, verify: Any, strict: bool,
-    force: bool, probes: str | None, external_data: bool | None, as_json: bool, quiet: bool, verbose: int,
+    force: bool, probes: str | None, data: str | None, eval_data: str | None, external_data: bool | None,
+    as_json: bool, quiet: bool, verbose: int,
 ) -> int:  # fmt: skip
     from onnxopt.writing import DATA_SUFFIX, writable
 
@@ -107,7 +108,10 @@ def _optimize(
         feeds = load_probes(probes, loaded)
     stage("inspect")
     before = inspection.costs(loaded)
-    manager = PassManager(chosen, verify=verify, strict=strict, probes=feeds, on_stage=stage)
+    manager = PassManager(
+        chosen, verify=verify, strict=strict, probes=feeds,
+        data=_data(stage, data, loaded), evaluation=_data(stage, eval_data, loaded), on_stage=stage,
+    )  # fmt: skip
     optimized, report = manager.run(loaded, reload=partial(load, Path(model)))
     stage("inspect")
     after = inspection.costs(optimized)
@@ -124,7 +128,8 @@ def _optimize(
             "onnxopt": onnxopt.__version__, "input": model, "output": [str(file) for file in files],
             "seconds": round(seconds, 3), "changed": report.changed, "verified": report.verified,
             "verification": report.verification, "problems": report.problems, "before": before, "after": after,
-            "passes": report.passes, "fidelity": report.fidelity,
+            "passes": report.passes, "fidelity": report.fidelity, "quality": report.quality,
+            "overall": report.overall, "warnings": report.warnings,
         }  # fmt: skip
         _print_json(document)
     elif not quiet:
@@ -133,9 +138,25 @@ def _optimize(
         _print(show_optimized, before, after, report, files, seconds, verbose > 0)
     for problem in report.problems:
         say(f"problem: {problem}")
+    for warning in report.warnings:
+        say(f"warning: {warning}")
     if verify != "off" and not report.verified:
         say(f"warning: {model}: {report.verification}")
     return DONE
+
+
+def _data(stage: Stage, source: str | None, model: Any) -> Any:
+    """The data that the user named, looked at from beginning to end."""
+    if source is None:
+        return None
+    from onnxopt.data import load_data, random_data
+
+    stage("data")
+    if source == "random":
+        return random_data(model)
+    if os.getcwd() not in sys.path:  # where the user's modules are, however this program was started
+        sys.path.insert(0, os.getcwd())
+    return load_data(source, model)
 
 
 def _inspect(

@@ -82,7 +82,7 @@ class Quality:
     sqnr_db: dict[str, float] = field(default_factory=dict)
     """The signal to quantization noise ratio of each numeric output in dB; infinite where not a bit differs."""
     agreement: dict[str, float] = field(default_factory=dict)
-    """The share of equal argmax, for float outputs of rank 2 with at least 2 columns."""
+    """The share of equal argmax over the last axis, for float outputs of rank 2 and for probabilities."""
     accuracy: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The share of right answers before and after, for outputs that are answers, or scores, of what labels are."""
 
@@ -129,8 +129,9 @@ class Measure:
                 continue
             if x.dtype.kind in "fiub":
                 _add(self._noise, name, *_powers(x, y))
-            if x.dtype.kind == "f" and x.ndim == 2 and x.shape[1] > 1 and x.shape == y.shape:
-                _add(self._equal, name, int(np.sum(x.argmax(1) == y.argmax(1))), len(x))
+            if x.dtype.kind == "f" and x.shape == y.shape and _is_choice(x):
+                equal = x.argmax(-1) == y.argmax(-1)
+                _add(self._equal, name, int(np.sum(equal)), equal.size)
             if labels is not None and (right := _right(x, labels)) is not None:
                 _add(self._right, name, right, _right(y, labels) or 0, labels.size)
 
@@ -142,6 +143,13 @@ class Measure:
             {name: equal / total for name, (equal, total) in self._equal.items() if total},
             {name: (x / total, y / total) for name, (x, y, total) in self._right.items() if total},
         )
+
+
+def _is_choice(x: Array) -> bool:
+    """Whether the last axis holds scores of classes: a row a sample, or probabilities at any rank."""
+    if x.ndim < 2 or x.shape[-1] < 2:
+        return False
+    return x.ndim == 2 or bool(x.size and x.min() >= 0 and np.allclose(x.sum(-1), 1, atol=1e-3))
 
 
 def _add(sums: dict[str, list[Any]], name: str, *values: float) -> None:

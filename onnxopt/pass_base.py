@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxopt.errors import DataError
@@ -220,7 +221,7 @@ class Log:
 
     def measured(self, **fact: object) -> None:
         """Note what was measured of a node: a row of the report, whose columns are the keywords."""
-        self._facts.append(fact)
+        self._facts.append({name: x.item() if isinstance(x, np.generic) else x for name, x in fact.items()})
 
     def report(self) -> Report:
         return Report(self._pass.name, tuple(self._changes), tuple(self._refusals), tuple(self._facts))

@@ -35,8 +35,11 @@ class Snapshot:
 class Session:
     """A model loaded by ONNX Runtime on the CPU."""
 
-    def __init__(self, snapshot: Snapshot, *, optimize: bool = False, threads: int = 0) -> None:
-        """Load ``snapshot``; ``optimize`` turns all of ONNX Runtime's own optimizations on.
+    def __init__(
+        self, snapshot: Snapshot, *, optimize: bool = False, threads: int = 0, profile: Path | None = None
+    ) -> None:
+        """Load ``snapshot``; ``optimize`` turns all of ONNX Runtime's own optimizations on; ``profile`` is how the
+        name of the file begins that is to say how long each kernel takes.
 
         Raises ``EngineError`` with ONNX Runtime's reason if it refuses the model.
         """
@@ -47,6 +50,8 @@ class Session:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         if not optimize:  # this session is for checking: memory matters, speed does not
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_cpu_mem_arena = False
@@ -75,6 +80,11 @@ class Session:
             raise EngineError(f"ONNX Runtime cannot run the model: {reason(error)}") from error
 
 
+    def end_profiling(self) -> Path:
+        """The file with what was measured (see ``profile``)."""
+        return Path(self._session.end_profiling())
+
+
 def reason(error: Exception) -> str:
     """The part of an ONNX Runtime message that says what is wrong, on one line."""
     text = " ".join(str(error).split())
@@ -101,17 +111,24 @@ def latency_ratio(a: Session, b: Session, feeds: Feeds, *, seconds: float = 2.0)
 
     ``seconds`` is about how long to measure. Raises ``EngineError`` if either does not run.
     """
-    for session in (a, b):
+    return latency_ratios(a, [b], feeds, seconds=seconds)[0]
+
+
+def latency_ratios(a: Session, others: Sequence[Session], feeds: Feeds, *, seconds: float = 2.0) -> list[Ratio]:
+    """The same for several models at once, each over ``a``."""
+    sessions = [a, *others]
+    for session in sessions:
         session.run(feeds)
-    ratios: list[float] = []
+    rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
-    while len(ratios) < 5 or (time.perf_counter() < end and len(ratios) < 10_000):
-        times = []
-        for session in (a, b) if len(ratios) % 2 == 0 else (b, a):
+    while len(rounds) < 5 or (time.perf_counter() < end and len(rounds) < 10_000):
+        times = [0.0] * len(sessions)
+        for at in range(len(sessions)):
+            place = (at + len(rounds)) % len(sessions)
             start = time.perf_counter()
-            session.run(feeds)
-            times.append(time.perf_counter() - start)
-        first, second = times
-        ratios.append(second / first if len(ratios) % 2 == 0 else first / second)
-    low, median, high = np.percentile(ratios, [25, 50, 75])
-    return Ratio(float(median), float(low), float(high))
+            sessions[place].run(feeds)
+            times[place] = time.perf_counter() - start
+        rounds.append(times)
+    measured = np.array(rounds)
+    quartiles = np.percentile(measured[:, 1:] / measured[:, :1], [25, 50, 75], axis=0)
+    return [Ratio(float(median), float(low), float(high)) for low, median, high in quartiles.T]

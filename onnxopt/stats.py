@@ -39,6 +39,7 @@ from onnxopt._accumulate import (
     HistogramOf,
     Range,
     RangeOf,
+    RowsOf,
 )
 from onnxopt._expose import Readout, Tensors
 from onnxopt._fit import Batch
@@ -56,6 +57,8 @@ R = TypeVar("R")
 _FLOATS = (
     onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16
 )  # fmt: skip
+_FORMAT = 1
+"""To be raised when results get another meaning, so that none of before is taken for them."""
 _PARALLEL_BYTES = 4 * 1024 * 1024
 """Less than this is summed up on one thread."""
 _SAY_EVERY = 0.5
@@ -141,6 +144,17 @@ class Statistics:
             if result is not None:
                 yield name, result
 
+    def rows(self, names: Iterable[str], limit: int = 1024, seed: int = 0) -> dict[str, Array]:
+        """At most ``limit`` rows of each of these tensors as a matrix over its last axis, drawn at random.
+
+        Tensors whose last axis varies in size are left out. Not kept on disk.
+        """
+        wanted = self._readable(names)
+        widths = {name: self._shape(name, wanted)[-1:] for name in wanted}
+        extra = {name: 8 * limit * width[0] for name, width in widths.items() if width}
+        drawn = self._run(wanted, lambda name: RowsOf(limit, seed), extra)
+        return {name: rows for name, each in drawn if (rows := each.result()) is not None}
+
     def samples(self, name: str) -> Iterator[Array]:
         """The tensor itself, batch by batch, as it comes."""
         for _, arrays in self._arrays([name] if self._readable([name]) else [], None):
@@ -168,7 +182,7 @@ class Statistics:
     def _file(self, kind: str) -> str:
         """What results of this kind are filed under: a hash of everything that they depend on."""
         if not self._key:
-            hasher = hashlib.sha256(f"{VERSION} {self._data.fingerprint}".encode())
+            hasher = hashlib.sha256(f"{VERSION} {_FORMAT} {self._data.fingerprint}".encode())
             model = onnx.ModelProto()
             model.CopyFrom(self._proto)
             for tensor in model.graph.initializer:

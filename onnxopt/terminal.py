@@ -6,7 +6,7 @@ Names in models are not ours: they are never read as markup, and what a terminal
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from rich.text import Text
 from onnxopt.supervise import one_line
 
 if TYPE_CHECKING:
+    from onnxopt.evaluation import Quality
     from onnxopt.inspection import Comparison, Costs, Inspection
     from onnxopt.pipeline import RunReport
     from onnxopt.recipes.catalogue import Entry, RecipeEntry
@@ -76,10 +77,37 @@ def show_optimized(
                 screen.line(str(note), indent=4)
             for note in each.refusals:
                 screen.line(f"refused: {note}", "dim", indent=4)
-    for name, outputs in report.fidelity.items():
-        screen.line(f"{name}: SQNR " + ", ".join(f"{output} {_decibels(db)}" for output, db in outputs.items()))
+        if details and each.facts:
+            _show_facts(screen, each.facts)
+    for name, quality in report.quality.items():
+        screen.line(f"{name}: {_quality(quality)}")
+    if report.overall is not None and len(report.quality) > 1:
+        screen.line(f"All together: {_quality(report.overall)}", "bold")
+    for warning in report.warnings:
+        screen.line(f"Warning: {warning}", "yellow")
     screen.line(f"Verification: {report.verification}", "green" if report.verified else "yellow")
     screen.line(f"Wrote {', '.join(map(str, files))} in {seconds:.2f} s")
+
+
+def _show_facts(screen: _Screen, facts: Sequence[Mapping[str, object]]) -> None:
+    """A row a node, with a column for whatever any of them tells."""
+    columns = list(dict.fromkeys(name for fact in facts for name in fact))
+    numbers = {n for n in columns if all(isinstance(fact.get(n, 0), int | float) for fact in facts)}
+    columns.sort(key=lambda name: name in numbers)
+    rows = (
+        [f"{value:.4g}" if isinstance(value := fact.get(name, ""), float) else str(value) for name in columns]
+        for fact in facts
+    )
+    screen.table(columns, rows, text_columns=len(columns) - len(numbers))
+
+
+def _quality(quality: Quality) -> str:
+    """What a lossy pass did to the outputs, in a line."""
+    parts = ["SQNR " + ", ".join(f"{output} {_decibels(db)}" for output, db in quality.sqnr_db.items())]
+    parts += [f"same argmax of {output} {share:.2%}" for output, share in quality.agreement.items()]
+    parts += [f"accuracy of {output} {a:.2%} → {b:.2%}" for output, (a, b) in quality.accuracy.items()]
+    where = f"on {_count(quality.samples, 'sample')}" if quality.samples else "on generated inputs"
+    return f"{'; '.join(parts)} ({where})"
 
 
 def show_inspection(found: Inspection, details: bool) -> None:

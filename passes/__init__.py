@@ -48,6 +48,15 @@ from onnxopt.passes.cleanup.push_transposes import PushTransposes
 from onnxopt.passes.cleanup.remove_dead import RemoveDead
 from onnxopt.passes.cleanup.remove_no_ops import RemoveNoOps
 from onnxopt.passes.cleanup.sink_constants import SinkConstants
+from onnxopt.passes.quantize.convert_bf16 import ConvertBf16
+from onnxopt.passes.quantize.convert_fp16 import ConvertFp16
+from onnxopt.passes.quantize.convert_qoperator import ConvertQoperator
+from onnxopt.passes.quantize.dequantize import Dequantize
+from onnxopt.passes.quantize.equalize_channels import EqualizeChannels
+from onnxopt.passes.quantize.quantize_dynamic import QuantizeDynamic
+from onnxopt.passes.quantize.quantize_static import QuantizeStatic
+from onnxopt.passes.quantize.quantize_weights import QuantizeWeights
+from onnxopt.passes.quantize.smooth_activations import SmoothActivations
 
 ALL: tuple[type[Pass], ...] = (
     DropInitializerInputs,
@@ -91,4 +100,13 @@ ALL: tuple[type[Pass], ...] = (
     DropUnusedOpsets,
     ConvertOpset,
     SinkConstants,
+    EqualizeChannels,
+    SmoothActivations,
+    QuantizeStatic,
+    QuantizeDynamic,
+    QuantizeWeights,
+    ConvertQoperator,
+    Dequantize,
+    ConvertFp16,
+    ConvertBf16,
 )

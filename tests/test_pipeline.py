@@ -1,16 +1,19 @@
 """The manager: order, fixed point, verification, bisection, rollback, strictness, audit."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxopt.errors import ModelError, OptionError, PassError
+from onnxopt import optimize
+from onnxopt.data import load_data, random_data
+from onnxopt.errors import DataError, ModelError, OptionError, PassError
 from onnxopt.graph import Editor
 from onnxopt.model import to_proto
-from onnxopt.pass_base import Context, Log, NodePass, Pass, Refuse, Report
+from onnxopt.pass_base import Context, Log, Needs, NodePass, Pass, Refuse, Report
 from onnxopt.pipeline import AUDIT_KEY, PassManager, Verify
 from tests.support import graph, ops
 
@@ -225,3 +228,153 @@ def test_custom_operators_pass_through_unverified() -> None:
 def test_an_unknown_verify_level_is_refused() -> None:
     with pytest.raises(OptionError, match="each, end, off"):
         PassManager([], verify="always")  # type: ignore[arg-type]
+
+
+# -- data ------------------------------------------------------------------------------------------------
+
+X = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look(Pass):
+    """Changes nothing, and shows its context to a test."""
+
+    name: ClassVar[str] = "look"
+    exact: ClassVar[bool] = False
+    needs: ClassVar[Needs] = "inputs"
+
+    look: Callable[[Context], None] = field(default=lambda context: None)
+
+    def run(self, context: Context) -> Report:
+        self.look(context)
+        return Log(self, context).report()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactLook(Look):
+    name: ClassVar[str] = "exact-look"
+    exact: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledLook(Look):
+    name: ClassVar[str] = "labelled-look"
+    needs: ClassVar[Needs] = "labels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damp(Pass):
+    """Lossy: scales what ``Sum`` gives, and says by how much."""
+
+    name: ClassVar[str] = "damp"
+    exact: ClassVar[bool] = False
+
+    by: float = 0.5
+
+    def run(self, context: Context) -> Report:
+        log = Log(self, context)
+        for node in context.editor.nodes(("Identity",)):
+            factor = context.editor.add_constant(node, np.float32(self.by), "factor")
+            context.editor.replace_node(node, "Mul", [node.inputs[0], factor])
+            log.changed("y", "damped")
+            log.measured(node="y", by=np.float32(self.by), why="asked for")
+        return log.report()
+
+
+def test_a_pass_that_needs_data_and_has_none_is_an_error_before_any_work(chain: ir.Model) -> None:
+    with pytest.raises(DataError, match="exact-look, look needs calibration data: give data=, or --data"):
+        PassManager([DropIdentity(), ExactLook(), Look()])
+    with pytest.raises(DataError, match="labelled-look needs labels"):
+        PassManager([LabelledLook()], data={"x": X}).run(chain)
+
+
+@pytest.mark.parametrize("kind", [Look, ExactLook])
+def test_passes_get_disjoint_samples_and_statistics(chain: ir.Model, kind: type[Look]) -> None:
+    seen: list[np.ndarray[Any, Any]] = []
+
+    def look(context: Context) -> None:
+        assert context.data is not None
+        assert context.evaluation is not None
+        parts = [np.concatenate([b.feeds["x"] for b in d.batches()]) for d in (context.data, context.evaluation)]
+        assert [len(part) for part in parts] == [20, 20]
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts), 0), np.sort(X, 0))
+        range_ = context.statistics().ranges(["x", "r8"])
+        assert range_["x"].low == parts[0].min()
+        seen.append(parts[0])
+
+    PassManager([kind(look=look)], data={"x": X}).run(chain)
+    assert seen
+
+
+def test_evaluation_data_of_their_own(chain: ir.Model) -> None:
+    def look(context: Context) -> None:
+        assert context.data is not None
+        assert context.evaluation is not None
+        assert (len(context.data), len(context.evaluation)) == (40, 8)
+
+    PassManager([Look(look=look)], data={"x": X}, evaluation=[{"x": X[:8]}]).run(chain)
+
+
+def test_statistics_follow_the_model_and_the_original_stays(chain: ir.Model) -> None:
+    before = to_proto(chain)
+
+    def look(context: Context) -> None:
+        assert context.original is not None
+        assert to_proto(context.original) == before
+        assert context.original_statistics().ranges(["y"])["y"].high == pytest.approx(highs[0])
+        statistics = context.statistics()
+        assert statistics is context.statistics()
+        assert statistics.ranges(["y"])["y"].high == pytest.approx(highs[0] / 2)
+        context.gate.log.append(("look", "y"))
+        assert statistics is not context.statistics()
+        context.gate.log.pop()
+
+    highs: list[float] = []
+    first = Look(look=lambda context: highs.append(context.statistics().ranges(["y"])["y"].high))
+    PassManager([first, Damp(), Look(look=look)], data={"x": X}).run(chain)
+
+
+def test_quality_is_measured_on_held_out_samples(chain: ir.Model) -> None:
+    labels = np.arange(40) % 4
+    seen: list[Report] = []
+    manager = PassManager([Damp(), Halve()], data={"x": X, "labels": labels}, on_report=seen.append)
+    _, report = manager.run(chain)
+    damp, halve = report.quality["damp"], report.quality["halve"]
+    assert report.fidelity == {"damp": damp.sqnr_db, "halve": halve.sqnr_db}
+    assert (damp.samples, damp.agreement) == (20, {"y": 1.0})
+    assert damp.sqnr_db["y"] == pytest.approx(10 * np.log10(4))
+    assert damp.accuracy["y"][0] == damp.accuracy["y"][1]
+    assert report.overall is not None
+    assert report.overall.sqnr_db["y"] < damp.sqnr_db["y"]
+    assert report.overall.accuracy["y"] == (damp.accuracy["y"][0], halve.accuracy["y"][1])
+    assert report.passes[0].facts == ({"node": "y", "by": 0.5, "why": "asked for"},)
+    assert type(report.passes[0].facts[0]["by"]) is float
+    assert report.verified
+
+
+def test_what_is_doubtful_about_the_data_is_said(chain: ir.Model) -> None:
+    _, report = PassManager([Look()], data=random_data(chain, 8)).run(chain)
+    assert "random data" in report.warnings[0]
+    _, report = PassManager([Look()], data=load_data({"x": X[:1]}, chain)).run(chain)
+    assert "on the same data" in report.warnings[0]
+    _, report = PassManager([Look()], data={"x": X}).run(chain)
+    assert not report.warnings
+
+
+def test_data_that_fit_the_inputs_but_do_not_run(chain: ir.Model) -> None:
+    model = graph("g (float[N, 4] x, int64[N] i) => (float[N, 4] y) { y0 = Gather(x, i) y = Identity(y0) }")
+    with pytest.raises(DataError, match="does not run on the data"):
+        PassManager([Damp()], data={"x": X, "i": np.full(40, 99)}).run(model)
+
+
+def test_data_errors_of_a_pass_end_the_run(chain: ir.Model) -> None:
+    def look(context: Context) -> None:
+        context.statistics().ranges(["nobody"])
+
+    with pytest.raises(DataError, match="no tensor is called so"):
+        PassManager([Look(look=look)], data={"x": X}).run(chain)
+
+
+def test_optimize_takes_data(chain: ir.Model) -> None:
+    result = optimize(chain, passes=[Damp()], data={"x": X}, evaluation={"x": X[:4]})
+    assert result.report.quality["damp"].samples == 4

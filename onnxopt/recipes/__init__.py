@@ -9,6 +9,9 @@ A recipe is a TOML file::
     name = "fold-constants"
     max_growth = 4096
 
+    [[pass]]
+    recipe = "cleanup"                # all passes of another recipe
+
 Recipes of this folder are known by name. Every mistake gets an ``OptionError`` that says where it is.
 """
 
@@ -69,7 +72,16 @@ def _bundled(name: str) -> tuple[Pass, ...]:
 
 
 def _passes(path: Path) -> list[Pass]:
-    return [_make(f"{path.name}, pass {at}", dict(step)) for at, step in enumerate(_read(path).steps, 1)]
+    passes: list[Pass] = []
+    for at, step in enumerate(_read(path).steps, 1):
+        where, inner = f"{path.name}, pass {at}", step.get("recipe")
+        if inner is None:
+            passes.append(_make(where, dict(step)))
+        elif len(step) > 1 or inner not in names() or inner == path.stem:
+            raise OptionError(f"{where}: recipe = … names another bundled recipe, alone; got {step}")
+        else:
+            passes += recipe(inner)
+    return passes
 
 
 def parse_pipeline(text: str) -> list[Pass]:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import pytest
 
 import onnxopt.passes
+from onnxopt.data import random_data
 from onnxopt.graph import Editor
 from onnxopt.model import copy, to_proto
 from onnxopt.pass_base import Context, Gate, Pass, Report
@@ -37,7 +38,8 @@ def make(pass_: type[Pass], **options: Any) -> Pass:
 def run(pass_: Pass, model: ir.Model, limit: int | None = None) -> tuple[ir.Model, Report]:
     """One run on a copy, through a gate of that limit."""
     result = copy(model)
-    return result, pass_.run(Context(Editor(result), Gate(limit)))
+    data = random_data(model, 4) if pass_.needs != "none" else None
+    return result, pass_.run(Context(Editor(result), Gate(limit), data, data, model))
 
 
 # -- models that together give most passes something to do -----------------------------------------------------

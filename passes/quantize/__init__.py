@@ -1,0 +1,1 @@
+"""Quantization: weights and activations on integer grids, where that pays."""

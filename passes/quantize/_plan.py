@@ -1,0 +1,426 @@
+"""Where quantizers go: a plan that can be looked at, compared and applied to any copy of the model.
+
+A plan starts at the nodes to be computed with integers. Their activations want a quantizer, and so do their
+outputs where the kernel needs it (see ``_targets``). A wanted tensor that comes out of an operator which only
+moves elements (Reshape, MaxPool, …) is quantized in front of that operator already, on the same grid, so that
+it runs on integers too. Inputs that nothing but a Concat reads share the grid of its output, at no loss: they
+would be rounded to it anyway. A tensor is read as integers by those who want it; others read the float, except
+behind a kernel that has no float result.
+
+Nodes and tensors are named by strings, a node by its first output: names are what copies of a model share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.graph import Editor, label, sole_reader
+from onnxopt.pass_base import Refuse
+from onnxopt.passes.quantize._roles import LAYERS, Roles, roles
+from onnxopt.passes.quantize._targets import Target, misfit
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What plan and grids need to know: the target, and the types on it."""
+
+    target: Target
+    activation: np.dtype[Any]
+    weight: np.dtype[Any]
+    per_channel: bool
+    symmetric: bool
+    """Whether activations have the zero point in the middle."""
+    reduce_range: bool
+
+    @property
+    def opset(self) -> int:
+        """The oldest version of the standard operators that can say this."""
+        narrow = {np.dtype(np.int8), np.dtype(np.uint8)}
+        return 13 if {self.activation, self.weight} <= narrow else 21
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with a weight, and the names of what belongs to it."""
+
+    node: str
+    input: str
+    """The activation that the weight multiplies."""
+    weight: str
+    weight_at: int
+    axis: int | None
+    bias: str | None
+    bias_node: str
+    bias_at: int
+
+
+@dataclass
+class Placed:
+    """A tensor with a quantizer behind it."""
+
+    readers: set[tuple[str, int]] = field(default_factory=set)
+    """Nodes and which of their inputs, that read the quantized tensor."""
+    everywhere: bool = False
+    """Whether all readers do, since its kernel has no float result."""
+    knee: float | None = None
+    """Where the HardSigmoid that reads it leaves 0: the grid has to begin there (see ``_hard``)."""
+    moved: bool = False
+    """Whether it only holds moved elements of another that shares its grid, and needs no range of its own."""
+    limits: tuple[float, float] = (-np.inf, np.inf)
+    """Limits of the Relu or Clip that the grid must not reach beyond."""
+
+
+@dataclass
+class Plan:
+    """Which nodes become integer kernels, and what that takes."""
+
+    settings: Settings
+    nodes: dict[str, str] = field(default_factory=dict)
+    """Node → what reports call it, for each that is to be computed with integers."""
+    moving: dict[str, str] = field(default_factory=dict)
+    """The same for the nodes in between that only move elements."""
+    layers: dict[str, Layer] = field(default_factory=dict)
+    tensors: dict[str, Placed] = field(default_factory=dict)
+    hard: list[str] = field(default_factory=list)
+    """The HardSigmoid and HardSwish nodes to be written as a Clip of integers."""
+    pools: list[str] = field(default_factory=list)
+    """The ReduceMean nodes to be written as GlobalAveragePool."""
+    constants: dict[tuple[str, int], str | None] = field(default_factory=dict)
+    """Constant operands to quantize as activations; the tensor whose grid they take, if not their own."""
+    float_nodes: dict[str, str] = field(default_factory=dict)
+    """What reports call a node → why it stays float."""
+    _parents: dict[str, str] = field(default_factory=dict)
+
+    def group(self, tensor: str) -> str:
+        """The tensor that stands for all that share one grid with this one."""
+        while (parent := self._parents.get(tensor, tensor)) != tensor:
+            tensor = parent
+        return tensor
+
+    def share(self, a: str, b: str) -> None:
+        """Let two tensors have one grid."""
+        first, second = sorted((self.group(a), self.group(b)))
+        self._parents[second] = first
+
+    @property
+    def sources(self) -> list[str]:
+        """The tensors whose ranges the grids are made of."""
+        return sorted(name for name, placed in self.tensors.items() if not placed.moved)
+
+    def groups(self) -> dict[str, list[str]]:
+        """The tensors that share a grid, by the one that stands for them."""
+        found: dict[str, list[str]] = {}
+        for tensor in sorted(self.tensors):
+            found.setdefault(self.group(tensor), []).append(tensor)
+        return found
+
+
+def candidates(
+    editor: Editor, settings: Settings, unusable: Mapping[str, str] | None = None
+) -> tuple[dict[str, Roles], dict[str, str]]:
+    """The nodes that the target can compute with integers, by first output; and, by label, why others stay float.
+
+    ``unusable`` gives tensors that have no range, with the reason. Layers and operators of the target's
+    profile are considered; all others have no integer kernel, which needs no saying.
+    """
+    found: dict[str, Roles] = {}
+    reasons: dict[str, str] = {}
+    seen: set[str] = set()
+    for graph in editor.graphs():
+        for node in graph:
+            operator = settings.target.operator(node)
+            if operator is None and not (node.op_type in LAYERS and node.domain == ""):
+                continue
+            key = node.outputs[0].name or ""
+            try:
+                if not _is_float(node, editor):
+                    continue
+                if operator is None:
+                    raise Refuse(f"the target has no integer kernel for {node.op_type}")
+                if key in seen:
+                    raise Refuse("another branch has a tensor of the same name, so that ranges cannot be told apart")
+                if (reason := misfit(node, operator)) is not None:
+                    raise Refuse(reason)
+                entry = roles(node, operator, editor, settings.per_channel)
+                if settings.target.saturating_takes and settings.symmetric:
+                    entry.give_back()
+                if entry.knee is not None and settings.symmetric:
+                    raise Refuse("it is computed with integers only on grids that are not symmetric")
+                _check_ranges(entry, unusable or {})
+                found[key] = entry
+            except Refuse as refusal:
+                reasons[label(node)] = str(refusal)
+            seen.add(key)
+    _drop_confined(found, reasons)
+    _drop_shared_weights(found, reasons)
+    return found, reasons
+
+
+def _is_float(node: ir.Node, editor: Editor) -> bool:
+    """Whether the node computes in float32. Raises ``Refuse`` where somebody may expect it to be quantized."""
+    if any(v is not None and _made_by(v, "DequantizeLinear") for v in node.inputs):
+        raise Refuse("it is quantized already: its input comes from a DequantizeLinear")
+    if any(use.node.op_type == "QuantizeLinear" for use in node.outputs[0].uses()):
+        raise Refuse("it is quantized already: a QuantizeLinear reads it")
+    dtype = editor.dtype(node.outputs[0])
+    if dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
+        raise Refuse(f"it computes in {dtype.name.lower()}; convert the model to float32 first")
+    if dtype != ir.DataType.FLOAT and not (dtype is None and node.op_type in LAYERS):
+        return False
+    if editor.in_function(node):
+        raise Refuse("it stands in a local function; run inline-functions first")
+    return True
+
+
+def _made_by(value: ir.Value, op: str) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == op
+
+
+def _check_ranges(entry: Roles, unusable: Mapping[str, str]) -> None:
+    tensors = [entry.node.inputs[at] for at in entry.inputs]
+    if entry.operator.output != "either":
+        tensors.append(entry.output)
+    for value in tensors:
+        if value is not None and (value.name or "") in unusable:
+            raise Refuse(f"{value.name} {unusable[value.name or '']}")
+
+
+def _drop_confined(found: dict[str, Roles], reasons: dict[str, str]) -> None:
+    """Leave out a HardSigmoid or HardSwish whose input cannot have a grid that begins at its knee."""
+    limited = {entry.output.name for entry in found.values() if np.isfinite(entry.limits).any()}
+    for key, entry in list(found.items()):
+        value = entry.node.inputs[0]
+        if entry.knee is None or value is None:
+            continue
+        producer = value.producer()
+        source = found.get(producer.outputs[0].name or "") if producer is not None else None
+        if value.name in limited or (source is not None and source.moves):
+            reasons[label(entry.node)] = f"its input {value.name} shares its grid with others, or has a Relu behind it"
+            del found[key]
+
+
+def _drop_shared_weights(found: dict[str, Roles], reasons: dict[str, str]) -> None:
+    """Leave out layers whose weight is also read in another way: a float copy beside it would be no gain."""
+    again = True
+    while again:
+        again = False
+        for key, entry in list(found.items()):
+            if entry.weight is None:
+                continue
+            why = _shared_otherwise(entry, found)
+            if why is not None:
+                reasons[label(entry.node)] = why
+                del found[key]
+                again = True
+
+
+def _shared_otherwise(entry: Roles, found: Mapping[str, Roles]) -> str | None:
+    weight = entry.weight
+    assert weight is not None
+    if weight.value.is_graph_output():
+        return f"its weight {weight.value.name} is an output of the model"
+    for use in weight.value.uses():
+        other = found.get(use.node.outputs[0].name or "")
+        if other is None or other.weight is None or other.weight.at != use.idx:
+            return f"its weight {weight.value.name} is also read by {label(use.node)}, which stays float"
+        if other.weight.axis != weight.axis:
+            return f"its weight {weight.value.name} is also read by {label(use.node)}, along other channels"
+    return None
+
+
+def default_nodes(found: Mapping[str, Roles]) -> set[str]:
+    """Which candidates to quantize without measuring: every layer, and what stands between integers anyway.
+
+    An operator without a weight is worth it where integer kernels feed all its inputs and it feeds another,
+    directly or through operators that move elements: then it saves quantizers. Elsewhere it would need them,
+    and would cut regions apart that the runtime fuses in float (Gelu, attention, normalizations).
+    """
+    chosen = {key for key, entry in found.items() if not entry.moves}
+    followers = [key for key in found if key in chosen and found[key].weight is None]
+    while True:
+        outputs = {found[key].output.name for key in chosen}
+        dropped = [
+            key
+            for key in followers
+            if key in chosen
+            and not (
+                all(_source(found[key].node.inputs[at], found) in outputs for at in found[key].inputs)
+                and _feeds(found[key].output, found, chosen)
+            )
+        ]
+        if not dropped:
+            return chosen
+        chosen.difference_update(dropped)
+
+
+def _source(value: ir.Value | None, found: Mapping[str, Roles]) -> str | None:
+    """The name of the tensor that ``value`` is, but for moved elements."""
+    while value is not None:
+        producer = value.producer()
+        entry = found.get(producer.outputs[0].name or "") if producer is not None else None
+        if entry is None or not entry.moves:
+            return value.name
+        value = entry.node.inputs[entry.inputs[0]]
+    return None
+
+
+def _feeds(value: ir.Value, found: Mapping[str, Roles], chosen: Collection[str]) -> bool:
+    """Whether an integer kernel reads ``value``, directly or through operators that move elements."""
+    for use in value.uses():
+        key = use.node.outputs[0].name or ""
+        entry = found.get(key)
+        if entry is None or use.idx not in entry.inputs:
+            continue
+        if key in chosen or (entry.moves and any(_feeds(out, found, chosen) for out in use.node.outputs)):
+            return True
+    return False
+
+
+def plan(
+    editor: Editor,
+    settings: Settings,
+    *,
+    nodes: Collection[str] | None = None,
+    unusable: Mapping[str, str] | None = None,
+) -> Plan:
+    """Place quantizers for these nodes (by first output; default: ``default_nodes``); the model is not edited.
+
+    Those among ``nodes`` that cannot be quantized are left out, with the reason in ``float_nodes``.
+    """
+    found, reasons = candidates(editor, settings, unusable)
+    chosen = default_nodes(found) if nodes is None else {key for key in found if key in nodes}
+    made = Plan(settings, float_nodes=reasons)
+    for key, entry in found.items():
+        if entry.moves:
+            continue
+        if key in chosen:
+            made.nodes[key] = label(entry.node)
+        elif nodes is None:
+            made.float_nodes[label(entry.node)] = "it does not stand between integer kernels"
+    _drop_half_shared(made, found)
+    for key in made.nodes:
+        _place(made, found[key], found, unusable or {})
+    for key in made.nodes:
+        if found[key].node.op_type == "Concat":
+            _share_concat(made, found[key])
+    return made
+
+
+def _drop_half_shared(made: Plan, found: Mapping[str, Roles]) -> None:
+    """A weight with several readers is quantized for all of them or for none."""
+    again = True
+    while again:
+        again = False
+        for key in list(made.nodes):
+            weight = found[key].weight
+            if weight is None:
+                continue
+            others = {use.node.outputs[0].name or "" for use in weight.value.uses()} - made.nodes.keys()
+            if others:
+                text = f"its weight {weight.value.name} is also read by {min(others)}, which stays float"
+                made.float_nodes[made.nodes.pop(key)] = text
+                again = True
+
+
+def _place(made: Plan, entry: Roles, found: Mapping[str, Roles], unusable: Mapping[str, str]) -> None:
+    key, node = entry.node.outputs[0].name or "", entry.node
+    for at in entry.inputs:
+        _want(made, node, at, found, unusable)
+    for at in entry.constants:
+        made.constants[key, at] = None
+    if entry.operator.as_pool:
+        made.pools.append(key)
+    if entry.knee is not None:
+        made.hard.append(key)
+        made.tensors[_name(node.inputs[0])].knee = entry.knee
+    if entry.knee is not None and node.op_type == "HardSigmoid":
+        return
+    if entry.operator.output == "needed":
+        _behind(made, entry.output, entry)
+    weight, bias = entry.weight, entry.bias
+    if weight is not None:
+        with_bias = bias is not None and made.settings.target.bias == "int32"
+        made.layers[key] = Layer(
+            key,
+            _name(node.inputs[entry.inputs[0]]),
+            _name(weight.value),
+            weight.at,
+            weight.axis,
+            _name(bias.value) if bias is not None and with_bias else None,
+            _name(bias.node.outputs[0]) if bias is not None else "",
+            bias.at if bias is not None else 0,
+        )
+
+
+def _want(made: Plan, node: ir.Node, at: int, found: Mapping[str, Roles], unusable: Mapping[str, str]) -> None:
+    """Let input ``at`` of ``node`` be read as integers, and those before it that it is moved from."""
+    todo = [(node, at)]
+    while todo:
+        reader, at = todo.pop()
+        value = reader.inputs[at]
+        assert value is not None
+        producer = value.producer()
+        entry = found.get(_name(producer.outputs[0])) if producer is not None else None
+        if entry is not None and entry.node.op_type == "HardSigmoid" and _name(value) in made.nodes:
+            reads = found.get(_name(reader.outputs[0]))
+            if reads is not None and not reads.moves:
+                continue  # it comes as integers already
+        placed = made.tensors.setdefault(_name(value), Placed())
+        placed.readers.add((_name(reader.outputs[0]), at))
+        if producer is None:
+            continue
+        key = _name(producer.outputs[0])
+        if entry is not None and not entry.moves and key in made.nodes:
+            placed.limits = _limits(made, entry)
+            activated = bool(entry.taken) and entry.taken[-1].op_type != "Add"
+            placed.everywhere = placed.everywhere or not (entry.operator.float_beside or activated)
+        if entry is None or not entry.moves or key in made.moving:
+            continue
+        if any(_name(v) in unusable for v in (*(producer.inputs[i] for i in entry.inputs), *producer.outputs)):
+            continue
+        made.moving[key] = label(producer)
+        for output in producer.outputs:
+            if output.uses() or output.is_graph_output():
+                _behind(made, output, entry)
+                made.tensors[_name(output)].moved = True
+                made.share(_name(value), _name(output))
+        for i in entry.constants:
+            made.constants[key, i] = _name(value)
+        for i in entry.inputs:
+            made.share(_name(value), _name(producer.inputs[i]))
+            todo.append((producer, i))
+
+
+def _behind(made: Plan, value: ir.Value, entry: Roles) -> None:
+    placed = made.tensors.setdefault(_name(value), Placed())
+    placed.everywhere = True
+    placed.limits = _limits(made, entry)
+
+
+def _limits(made: Plan, entry: Roles) -> tuple[float, float]:
+    return entry.limits if made.settings.target.saturating_takes else (-np.inf, np.inf)
+
+
+def _share_concat(made: Plan, entry: Roles) -> None:
+    """Give inputs that only the Concat reads the grid of its output; not where a Relu needs its own."""
+    output = _name(entry.output)
+    for at in entry.inputs:
+        value = entry.node.inputs[at]
+        assert value is not None
+        placed = made.tensors[_name(value)]
+        producer = value.producer()
+        moved = producer is not None and _name(producer.outputs[0]) in made.moving
+        if sole_reader(value) is entry.node and placed.limits == (-np.inf, np.inf) and not moved:
+            made.share(_name(value), output)
+    for at in entry.constants:
+        made.constants[_name(entry.node.outputs[0]), at] = output
+
+
+def _name(value: ir.Value | None) -> str:
+    return (value.name or "") if value is not None else ""

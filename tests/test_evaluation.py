@@ -1,0 +1,83 @@
+"""What is said of a lossy pass: SQNR, agreement and accuracy, against numpy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxopt.data import load_data
+from onnxopt.evaluation import MAX_LABELLED, MAX_SAMPLES, Measure, Samples, evaluate
+from onnxopt.runtime import Snapshot
+from tests.support import graph
+
+RNG = np.random.default_rng(0)
+WEIGHT = RNG.standard_normal((6, 4)).astype(np.float32)
+X = RNG.standard_normal((300, 6)).astype(np.float32)
+LABELS = RNG.integers(0, 4, 300)
+
+
+def classifier(weight: Any) -> ir.Model:
+    nodes = "y = MatMul(x, w) top = ArgMax<axis = 1, keepdims = 0>(y)"
+    return graph(f"g (float[N, 6] x) => (float[N, 4] y, int64[N] top) {{ {nodes} }}", w=weight)
+
+
+def test_agrees_with_numpy_over_batches() -> None:
+    other = WEIGHT + 0.3 * RNG.standard_normal((6, 4)).astype(np.float32)
+    before, after = classifier(WEIGHT), classifier(other)
+    data = load_data({"x": X, "labels": LABELS}, before)
+    found = evaluate(Snapshot.of(before), Snapshot.of(after), data)
+    a, b = X.astype(np.float64) @ WEIGHT, X.astype(np.float64) @ other
+    assert found.samples == 300
+    assert found.sqnr_db["y"] == pytest.approx(10 * np.log10(np.sum(a**2) / np.sum((a - b) ** 2)), abs=1e-3)
+    assert found.agreement == {"y": np.mean(a.argmax(1) == b.argmax(1))}
+    right = np.mean(a.argmax(1) == LABELS), np.mean(b.argmax(1) == LABELS)
+    assert found.accuracy == {"y": right, "top": right}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "decibels"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], math.inf),
+        ([3.0, 4.0], [3.0, 3.5], 20.0),
+        ([0.0, 0.0], [0.0, 0.1], -math.inf),
+        ([1.0, -math.inf], [1.0, -math.inf], math.inf),
+        ([3.0, math.nan, 4.0], [3.0, math.nan, 3.5], 20.0),
+        ([1.0, 1.0], [1.0, math.nan], -math.inf),
+        ([1.0, 1.0], [1.0], -math.inf),
+    ],
+)
+def test_sqnr_of_odd_values(before: list[float], after: list[float], decibels: float) -> None:
+    measure = Measure(["y"])
+    measure.add([np.array(before, np.float32)], [np.array(after, np.float32)])
+    assert measure.result(1).sqnr_db["y"] == pytest.approx(decibels)
+
+
+def test_labels_that_fit_no_output_give_no_accuracy() -> None:
+    measure = Measure(["y", "s"])
+    y = np.zeros((2, 4), np.float32)
+    measure.add([y, ["a", "b"]], [y, ["a", "b"]], np.zeros((2, 7), np.int64))
+    found = measure.result(2)
+    assert (found.accuracy, found.agreement, list(found.sqnr_db)) == ({}, {"y": 1.0}, ["y"])
+
+
+def test_half_of_the_data_is_held_out() -> None:
+    model = classifier(WEIGHT)
+    samples = Samples.of({"x": np.concatenate([X, X])}, None, model)
+    assert samples.calibration is not None
+    assert samples.evaluation is not None
+    assert samples.held_out is not None
+    assert (len(samples.calibration), len(samples.evaluation), len(samples.held_out)) == (300, 300, MAX_SAMPLES)
+    assert not samples.warnings
+    labelled = Samples.of({"x": np.concatenate([X, X]), "labels": np.concatenate([LABELS, LABELS])}, None, model)
+    assert labelled.held_out is not None
+    assert len(labelled.held_out) == MAX_LABELLED
+
+
+def test_one_sample_serves_for_both_and_it_is_said() -> None:
+    samples = Samples.of({"x": X[:1]}, None, classifier(WEIGHT))
+    assert samples.evaluation is samples.calibration
+    assert "on the same data" in samples.warnings[0]
