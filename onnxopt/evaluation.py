@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from itertools import islice
 from typing import Any
 
@@ -82,7 +83,8 @@ class Quality:
     sqnr_db: dict[str, float] = field(default_factory=dict)
     """The signal to quantization noise ratio of each numeric output in dB; infinite where not a bit differs."""
     agreement: dict[str, float] = field(default_factory=dict)
-    """The share of equal argmax over the last axis, for float outputs of rank 2 and for probabilities."""
+    """The share of equal argmax over the last axis, for float outputs of rank 2 and for probabilities; of rank 3,
+    how much of the sequences is equal (twice the matches over the length of both)."""
     accuracy: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The share of right answers before and after, for outputs that are answers, or scores, of what labels are."""
 
@@ -119,7 +121,7 @@ class Measure:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._noise: dict[str, list[float]] = {}
-        self._equal: dict[str, list[int]] = {}
+        self._equal: dict[str, list[float]] = {}
         self._right: dict[str, list[int]] = {}
 
     def add(self, before: Sequence[Any], after: Sequence[Any], labels: Array | None = None) -> None:
@@ -130,8 +132,7 @@ class Measure:
             if x.dtype.kind in "fiub":
                 _add(self._noise, name, *_powers(x, y))
             if x.dtype.kind == "f" and x.shape == y.shape and _is_choice(x):
-                equal = x.argmax(-1) == y.argmax(-1)
-                _add(self._equal, name, int(np.sum(equal)), equal.size)
+                _add(self._equal, name, *_agreement(x, y))
             if labels is not None and (right := _right(x, labels)) is not None:
                 _add(self._right, name, right, _right(y, labels) or 0, labels.size)
 
@@ -150,6 +151,25 @@ def _is_choice(x: Array) -> bool:
     if x.ndim < 2 or x.shape[-1] < 2:
         return False
     return x.ndim == 2 or bool(x.size and x.min() >= 0 and np.allclose(x.sum(-1), 1, atol=1e-3))
+
+
+def _agreement(x: Array, y: Array) -> tuple[float, int]:
+    """How many choices are equal, of how many; of a sequence of them, how much of it."""
+    first, second = x.argmax(-1), y.argmax(-1)
+    if x.ndim != 3:
+        return float(np.sum(first == second)), first.size
+    blank = int(np.bincount(first.reshape(-1)).argmax())
+    equal = 0.0
+    for a, b in zip(first, second, strict=True):
+        equal += SequenceMatcher(None, _read(a, blank), _read(b, blank), autojunk=False).ratio()
+    return equal, len(x)
+
+
+def _read(steps: Array, blank: int) -> list[int]:
+    """A sequence as connectionist temporal classification reads it: repetitions are one, and the commonest class
+    is what stands between. Where in time a step falls makes no difference."""
+    changes = steps[np.flatnonzero(np.diff(steps, prepend=-1))]
+    return changes[changes != blank].tolist()  # type: ignore[no-any-return]
 
 
 def _add(sums: dict[str, list[Any]], name: str, *values: float) -> None:

@@ -37,7 +37,7 @@ def kernel_times(snapshot: Snapshot, feeds: Feeds, *, seconds: float = 0.3, thre
         session = Session(snapshot, optimize=True, threads=threads, profile=Path(folder) / "kernels")
         session.run(feeds)
         end, runs = time.perf_counter() + seconds, 0
-        while runs < 5 or (time.perf_counter() < end and runs < 300):
+        while runs < 5 or (time.perf_counter() < end and runs < 100):
             session.run(feeds)
             runs += 1
         events = json.loads(session.end_profiling().read_text(encoding="utf-8"))

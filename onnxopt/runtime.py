@@ -114,21 +114,23 @@ def latency_ratio(a: Session, b: Session, feeds: Feeds, *, seconds: float = 2.0)
     return latency_ratios(a, [b], feeds, seconds=seconds)[0]
 
 
-def latency_ratios(a: Session, others: Sequence[Session], feeds: Feeds, *, seconds: float = 2.0) -> list[Ratio]:
-    """The same for several models at once, each over ``a``."""
+def latency_ratios(
+    a: Session, others: Sequence[Session], feeds: Feeds, *, seconds: float = 2.0, rounds: int = 10_000
+) -> list[Ratio]:
+    """The same for several models at once, each over ``a``; at most ``rounds`` times."""
     sessions = [a, *others]
     for session in sessions:
         session.run(feeds)
-    rounds: list[list[float]] = []
+    measured: list[list[float]] = []
     end = time.perf_counter() + seconds
-    while len(rounds) < 5 or (time.perf_counter() < end and len(rounds) < 10_000):
+    while len(measured) < 5 or (time.perf_counter() < end and len(measured) < rounds):
         times = [0.0] * len(sessions)
         for at in range(len(sessions)):
-            place = (at + len(rounds)) % len(sessions)
+            place = (at + len(measured)) % len(sessions)
             start = time.perf_counter()
             sessions[place].run(feeds)
             times[place] = time.perf_counter() - start
-        rounds.append(times)
-    measured = np.array(rounds)
-    quartiles = np.percentile(measured[:, 1:] / measured[:, :1], [25, 50, 75], axis=0)
+        measured.append(times)
+    seconds_of = np.array(measured)
+    quartiles = np.percentile(seconds_of[:, 1:] / seconds_of[:, :1], [25, 50, 75], axis=0)
     return [Ratio(float(median), float(low), float(high)) for low, median, high in quartiles.T]

@@ -48,9 +48,11 @@ from onnxopt.passes.cleanup.push_transposes import PushTransposes
 from onnxopt.passes.cleanup.remove_dead import RemoveDead
 from onnxopt.passes.cleanup.remove_no_ops import RemoveNoOps
 from onnxopt.passes.cleanup.sink_constants import SinkConstants
+from onnxopt.passes.quantize.adaround import Adaround
 from onnxopt.passes.quantize.convert_bf16 import ConvertBf16
 from onnxopt.passes.quantize.convert_fp16 import ConvertFp16
 from onnxopt.passes.quantize.convert_qoperator import ConvertQoperator
+from onnxopt.passes.quantize.correct_bias import CorrectBias
 from onnxopt.passes.quantize.dequantize import Dequantize
 from onnxopt.passes.quantize.equalize_channels import EqualizeChannels
 from onnxopt.passes.quantize.quantize_dynamic import QuantizeDynamic
@@ -103,6 +105,8 @@ ALL: tuple[type[Pass], ...] = (
     EqualizeChannels,
     SmoothActivations,
     QuantizeStatic,
+    Adaround,
+    CorrectBias,
     QuantizeDynamic,
     QuantizeWeights,
     ConvertQoperator,

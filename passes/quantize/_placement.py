@@ -20,11 +20,12 @@ import onnx_ir as ir
 
 from onnxopt.data import Dataset
 from onnxopt.errors import EngineError
-from onnxopt.evaluation import Quality, evaluate
+from onnxopt.evaluation import Quality
 from onnxopt.graph import Editor
 from onnxopt.kernels import KernelTime, kernel_times
 from onnxopt.model import copy
 from onnxopt.passes.quantize._cut import Border, Kernel, cheapest
+from onnxopt.passes.quantize._judge import Judge
 from onnxopt.passes.quantize._plan import Plan
 from onnxopt.passes.quantize._roles import LAYERS, Roles
 from onnxopt.runtime import Feeds, Ratio, Session, Snapshot, latency_ratios
@@ -37,6 +38,9 @@ _QUANTIZER_SECONDS, _SECONDS_AN_ELEMENT = 1.5e-6, 2e-10
 
 FASTER = 0.98
 """A model that takes more than this share of the time of the float model is not faster, as far as one can tell."""
+_ROUNDS = 80
+"""So many rounds of the race tell 2 % apart."""
+_GROUPS, _BATCHES_FOR_HARM = 12, 2
 _AS_FAST = 1.03
 """Of models within this factor of the fastest the nearest to the float model is taken."""
 
@@ -101,10 +105,11 @@ class Placement:
     def __init__(
         self, model: ir.Model, build: Build, feeds: Feeds, judges: Dataset, budget: Budget, threads: int
     ) -> None:
-        self._model, self._build, self._feeds, self._judges = model, build, feeds, judges
+        self._model, self._build, self._feeds = model, build, feeds
         self._budget, self._threads = budget, threads
-        self._float = Snapshot.of(model)
-        self._baseline = Session(self._float, optimize=True, threads=threads)
+        original = Snapshot.of(model)
+        self._judge = Judge(model, original, judges)
+        self._baseline = Session(original, optimize=True, threads=threads)
         self._places = {
             output.name or "": at
             for at, node in enumerate(n for graph in Editor(model).graphs() for n in graph)
@@ -126,8 +131,8 @@ class Placement:
             wanted.append(frozenset(cheapest(choice.times, borders)))
         self._race(wanted)
         good = self._good()
-        if not good and any(trial.ratio.median <= FASTER for trial in self._trials.values()):
-            self._spare(choice, borders, everything)
+        if not good and choice.times and any(trial.ratio.median <= FASTER for trial in self._trials.values()):
+            self._spare(choice, borders)
             good = self._good()
         if good:
             fastest = min(trial.ratio.median for trial in good)
@@ -178,7 +183,7 @@ class Placement:
                         node.name = f"Q:{tensor}"
         return Snapshot.of(editor.model)
 
-    def _race(self, wanted: Iterable[frozenset[str]], seconds: float = 1.0) -> None:
+    def _race(self, wanted: Iterable[frozenset[str]]) -> None:
         """Build, time and judge what was not tried yet."""
         sessions: dict[frozenset[str], Session] = {}
         snapshots: dict[frozenset[str], Snapshot] = {}
@@ -193,13 +198,10 @@ class Placement:
                 sessions.pop(nodes, None)
         if not sessions:
             return
-        ratios = latency_ratios(self._baseline, list(sessions.values()), self._feeds, seconds=seconds)
+        ratios = latency_ratios(self._baseline, list(sessions.values()), self._feeds, seconds=1.0, rounds=_ROUNDS)
         for nodes, ratio in zip(list(sessions), ratios, strict=True):
             del sessions[nodes]  # one at a time in memory while it is judged
-            self._trials[nodes] = Trial(nodes, ratio, self._judge(snapshots[nodes]))
-
-    def _judge(self, snapshot: Snapshot) -> Quality:
-        return evaluate(self._float, snapshot, self._judges)
+            self._trials[nodes] = Trial(nodes, ratio, self._judge.quality(snapshots[nodes]))
 
     # -- time ----------------------------------------------------------------------------------------
 
@@ -258,35 +260,49 @@ class Placement:
 
     # -- harm ----------------------------------------------------------------------------------------
 
-    def _spare(self, choice: Choice, borders: list[Border], everything: frozenset[str]) -> None:
+    def _spare(self, choice: Choice, borders: list[Border]) -> None:
         """Try ever more cautious choices until one holds the budget."""
-        if not choice.times:
-            return
-        for key in sorted(everything):
-            try:
-                quality = self._judge(self._candidate({key}))
-            except EngineError:
-                choice.harm[key] = math.inf
-                continue
-            choice.harm[key] = max((10 ** (-db / 10) for db in quality.sqnr_db.values()), default=0.0)
+        fast = [trial for trial in self._trials.values() if trial.ratio.median <= FASTER]
+        nearest = min(fast, key=lambda each: each.noise)
+        order = sorted(nearest.nodes, key=self._places.__getitem__)
+        choice.harm = self._harm(order)
         total = sum(kernel.as_float for kernel in choice.times.values())
-        worst = max((harm for harm in choice.harm.values() if math.isfinite(harm)), default=0.0) or 1.0
+        worst = max(choice.harm.values(), default=0.0) or 1.0
         price = total / worst / 64
-        for _ in range(12):  # each time the harm is twice as dear
-            times = {
-                key: Kernel(kernel.as_integer + min(price * choice.harm[key], 10 * total), kernel.as_float)
-                for key, kernel in choice.times.items()
-            }
+        for _ in range(8):  # each time the harm is three times as dear
+            dearer = {key: min(price * choice.harm.get(key, math.inf), 10 * total) for key in choice.times}
+            times = {key: Kernel(each.as_integer + dearer[key], each.as_float) for key, each in choice.times.items()}
             nodes = frozenset(cheapest(times, borders))
-            price *= 2
+            price *= 3
             if not nodes:
                 return
             if nodes in self._trials:
                 continue
-            self._race([nodes], seconds=0.5)
+            self._race([nodes])
             trial = self._trials.get(nodes)
             if trial is not None and (trial.ratio.median > FASTER or self._budget.holds(trial.quality)):
                 return
+
+    def _harm(self, order: list[str]) -> dict[str, float]:
+        """The noise that each node makes alone: of groups first, then of the members of the groups that matter."""
+        size = max(1, math.ceil(len(order) / _GROUPS))
+        groups = [order[at : at + size] for at in range(0, len(order), size)]
+        found: dict[str, float] = {}
+        noises = [self._noise(group) for group in groups]
+        matters = sum(noises) / len(noises)
+        for group, noise in zip(groups, noises, strict=True):
+            if noise >= matters and len(group) > 1:
+                found |= {key: self._noise([key]) for key in group}
+            else:
+                found |= dict.fromkeys(group, noise / len(group))
+        return found
+
+    def _noise(self, nodes: Collection[str]) -> float:
+        try:
+            quality = self._judge.quality(self._candidate(nodes), batches=_BATCHES_FOR_HARM)
+        except EngineError:
+            return 1.0
+        return min(1.0, max((10 ** (-db / 10) for db in quality.sqnr_db.values()), default=0.0))
 
 
 def _unmoved(value: ir.Value | None, found: Mapping[str, Roles]) -> ir.Value | None:

@@ -1,7 +1,7 @@
 """The layers of a quantized model, each with the float layer that it was made from.
 
 A layer has a weight of integers behind a DequantizeLinear. Its float form is found in the model as it was before by
-the name of its output, which quantization keeps; where that went to an output of the model, by the name of the node.
+the name of its output, which quantization keeps; where that is an output of the model, the rounded tensor has it.
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ def quantized_layers(pass_: Pass, context: Context, log: Log) -> list[QuantizedL
             found.append(_layer(node, context.editor, sources))
         except Refuse as refusal:
             log.refused(node.name or node.outputs[0].name or node.op_type, str(refusal))
+    if not found and not log.report().refusals:
+        log.refused("model", "it has no layer with integer weights that may be changed: run quantize-static first")
     order = {node: at for at, node in enumerate(n for g in context.editor.graphs() for n in g)}
     return sorted(found, key=lambda layer: order[layer.node])
 
@@ -119,9 +121,17 @@ class _Sources:
 
     def of(self, node: ir.Node) -> ir.Node | None:
         named = self._by_name.get(node.name or "", []) if node.name else []
-        by_name = named[0] if len(named) == 1 else None
-        found = self._by_output.get(node.outputs[0].name or "", by_name)
+        found = named[0] if len(named) == 1 else None
+        for name in _names(node.outputs[0]):
+            found = self._by_output.get(name, found)
         return found if found is not None and found.op_type == node.op_type else None
+
+
+def _names(value: ir.Value) -> list[str]:
+    """What ``value`` may have been called: its own name, or that of the rounded tensor which took it over."""
+    integers = [use.node.outputs[0] for use in value.uses() if use.node.op_type == "QuantizeLinear"]
+    rounded = [use.node.outputs[0] for v in integers for use in v.uses() if use.node.op_type == "DequantizeLinear"]
+    return [v.name or "" for v in (*rounded, value) if v.is_graph_output() or v is value]
 
 
 def _layer(node: ir.Node, editor: Editor, sources: _Sources) -> QuantizedLayer:

@@ -29,6 +29,9 @@ operator of at least 32 outputs is quantized if it has 2¹⁶ weights (2¹⁷ in
 rows × weights is at least 2¹⁹; a dynamic dim counts as 1. Convolutions get 2 to 12 times slower this way, and
 are only quantized if you name them.
 
+A trained sentence encoder (MiniLM-L6) takes 0.35 to 0.42 of the time, at 16.5 dB; with ``quantize-weights`` in 8
+bits, 0.5 to 0.84 of it, at 31 dB: one range for all channels of an activation is what costs.
+
 A CPU without VNNI adds two products in 16 bits, which may overflow; ``reduce_range`` rules that out with weights of
 7 bits.
 """

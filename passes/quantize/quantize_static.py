@@ -24,7 +24,6 @@ import ml_dtypes
 import numpy as np
 
 from onnxopt.errors import OptionError
-from onnxopt.evaluation import MAX_SAMPLES
 from onnxopt.graph import Editor
 from onnxopt.pass_base import Context, Log, Pass, Report
 from onnxopt.passes.cleanup.convert_opset import ConvertOpset
@@ -42,6 +41,9 @@ _TYPES: dict[str, np.dtype[Any]] = {
     **{name: np.dtype(name) for name in ("uint8", "int8", "uint16", "int16")},
     "int4": np.dtype(ml_dtypes.int4),
 }
+
+_JUDGES = 32
+"""How many samples the choices of a measured placement are judged on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +243,7 @@ class _Work:
         judges = context.data.split(0.5)[1] if context.data.units > 1 else context.data
         feeds = next(iter(context.data.take(1).batches())).feeds
         budget = Budget(self._pass.min_sqnr, self._pass.max_drop)
-        work = Placement(context.editor.model, self.build, feeds, judges.take(MAX_SAMPLES), budget, self._pass.threads)
+        work = Placement(context.editor.model, self.build, feeds, judges.take(_JUDGES), budget, self._pass.threads)
         return work.choose(self.everything, self.found, self.default)
 
     def left(self, nodes: Collection[str], chosen: Choice | None) -> dict[str, str]:

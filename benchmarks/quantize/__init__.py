@@ -1,0 +1,1 @@
+"""Quantization side by side with peers: quality, latency, size, time and memory."""

@@ -1,0 +1,75 @@
+"""How near a quantized model is to the float one, on samples that nothing was fitted to.
+
+What a model carries from one run to the next (the state of a recurrent net that takes it as an input and gives
+it back as an output) is carried here too, by each model its own: noise that is small in one run adds up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxopt.data import Dataset
+from onnxopt.evaluation import Measure, Quality, cores
+from onnxopt.probes import interface_inputs
+from onnxopt.runtime import Feeds, Session, Snapshot
+
+Array = Any
+
+_AFFIX = re.compile(r"^(in|out|new|next|prev|last|past|present)[._]|[._]?(in|out|input|output|new|next|prev|n)$")
+
+
+class Judge:
+    """The float model's outputs on some samples, to compare others with."""
+
+    def __init__(self, model: ir.Model, original: Snapshot, data: Dataset) -> None:
+        self._carried = carried_state(model)
+        self._batches = [(batch.feeds, batch.labels) for batch in data.batches()]
+        self._samples = len(data)
+        session = Session(original, optimize=True, threads=cores())
+        self._names = session.outputs
+        self._expected = self._run(session, len(self._batches))
+
+    def quality(self, snapshot: Snapshot, *, batches: int | None = None) -> Quality:
+        """What became of the outputs, on all samples or on the first ``batches``.
+
+        Raises ``EngineError`` if the model does not run.
+        """
+        count = len(self._batches) if batches is None else min(batches, len(self._batches))
+        found = self._run(Session(snapshot, optimize=True, threads=cores()), count)
+        measure = Measure(self._names)
+        for (_, labels), expected, got in zip(self._batches, self._expected, found, strict=False):
+            measure.add(expected, got, labels)
+        return measure.result(self._samples)
+
+    def _run(self, session: Session, count: int) -> list[Sequence[Array]]:
+        state: dict[str, Array] = {}
+        found: list[Sequence[Array]] = []
+        for feeds, _ in self._batches[:count]:
+            given: Feeds = {**feeds, **{k: v for k, v in state.items() if v.shape == feeds[k].shape}}
+            outputs = session.run(given, self._names)
+            by_name = dict(zip(self._names, outputs, strict=True))
+            state = {taken: by_name[made] for taken, made in self._carried.items() if taken in feeds}
+            found.append(outputs)
+        return found
+
+
+def carried_state(model: ir.Model) -> dict[str, str]:
+    """The inputs that are to be fed with an output of the run before, by their names: ``state`` and ``stateN``,
+    ``h`` and ``hn``, ``past_k`` and ``present_k``, of the same type and rank."""
+    outputs = {_stem(v.name or ""): v for v in model.graph.outputs if _stem(v.name or "")}
+    found = {}
+    for value in interface_inputs(model):
+        made = outputs.get(_stem(value.name or ""))
+        if made is None or made.dtype != value.dtype or made.shape is None or value.shape is None:
+            continue
+        if len(made.shape) == len(value.shape) and value.name and made.name:
+            found[value.name] = made.name
+    return found
+
+
+def _stem(name: str) -> str:
+    return _AFFIX.sub("", name.lower())
