@@ -171,6 +171,18 @@ def compare(**options: Any) -> int:
 
 
 @cli.command(epilog=_EXIT_CODES)
+@click.argument("model")
+@click.option("--data", required=True, metavar="SOURCE", help="Samples to calibrate on and to judge by.")
+@click.option("-o", "--output", metavar="OUT.json", help="Where to save the measurements.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="For ONNX Runtime.")
+@_json
+@_limited
+def sensitivity(**options: Any) -> int:
+    """Measure what each node of MODEL gains and harms when it alone is quantized to INT8."""
+    return _supervised("sensitivity", options)
+
+
+@cli.command(epilog=_EXIT_CODES)
 @click.argument("name", required=False)
 @_json
 @click.option("-v", "--verbose", count=True, hidden=True)

@@ -210,6 +210,36 @@ def _compare(
     return DONE if found.same else CHECK_FAILED
 
 
+def _sensitivity(
+    stage: Stage, *, model: str, data: str, output: str | None, threads: int, as_json: bool, verbose: int
+) -> int:
+    from onnxopt.writing import replace_file, writable
+
+    target = writable(output, False) if output is not None else None
+    stage("import")
+    import msgspec
+
+    from onnxopt.model import load
+    from onnxopt.search.sensitivity import sensitivity
+
+    stage("load")
+    loaded = load(model)
+    samples = _data(stage, data, loaded)
+    stage("sensitivity")
+    found = sensitivity(loaded, samples, threads=threads)
+    if target is not None:
+        with replace_file(target) as file:
+            file.write(msgspec.json.format(msgspec.json.encode(found), indent=2))
+    stage.reporting()
+    if as_json:
+        _print_json(found)
+    else:
+        from onnxopt.terminal import show_sensitivity
+
+        _print(show_sensitivity, found)
+    return DONE
+
+
 def _passes(stage: Stage, *, name: str | None, as_json: bool, verbose: int) -> int:
     stage("import")
     from onnxopt import recipes
@@ -232,7 +262,7 @@ def _passes(stage: Stage, *, name: str | None, as_json: bool, verbose: int) -> i
 
 
 _COMMANDS: dict[str, Callable[..., int]] = {
-    "optimize": _optimize, "inspect": _inspect, "compare": _compare, "passes": _passes
+    "optimize": _optimize, "inspect": _inspect, "compare": _compare, "sensitivity": _sensitivity, "passes": _passes
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxopt.inspection import Comparison, Costs, Inspection
     from onnxopt.pipeline import RunReport
     from onnxopt.recipes.catalogue import Entry, RecipeEntry
+    from onnxopt.search.sensitivity import Sensitivity
 
 _WIDTH = 160
 """Columns where the output is not a terminal."""
@@ -170,6 +171,22 @@ def show_comparison(found: Comparison) -> None:
         screen.line(f"Latency of B / A: {found.latency_ratio} at {_count(found.threads, 'thread')}")
     verdict = "The outputs agree within the noise of A" if found.same else "The outputs differ"
     screen.line(f"{verdict} ({_count(found.probes, 'probe')}).", "green" if found.same else "red")
+
+
+def show_sensitivity(found: Sequence[Sensitivity]) -> None:
+    """What each node gains and harms, quantized alone."""
+    screen = _Screen()
+    if not found:
+        screen.line("No node could be quantized: optimize with --recipe int8 says why.")
+        return
+    screen.table(
+        ("node", "operator", "alone", "float", "integer"),
+        (
+            (each.node, each.op, _decibels(each.sqnr_db), f"{each.float_us:.0f} µs", f"{each.integer_us:.0f} µs")
+            for each in found
+        ),
+        text_columns=2,
+    )
 
 
 def show_catalogue(found: dict[str, list[Any]] | Entry | RecipeEntry) -> None:

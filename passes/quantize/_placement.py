@@ -147,6 +147,13 @@ class Placement:
         choice.reason = self._why_not(choice.best)
         return choice
 
+    def survey(self, made: Plan, found: Mapping[str, Roles]) -> Choice:
+        """The times and the harm of each node of ``made``, quantized alone."""
+        choice = Choice()
+        self._time(choice, made, found)
+        choice.harm = {key: self._noise([key]) for key in made.nodes}
+        return choice
+
     def _good(self) -> list[Trial]:
         return [
             trial

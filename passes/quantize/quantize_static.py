@@ -145,6 +145,21 @@ class QuantizeStatic(Pass):
             log.measured(**row)
         return log.report()
 
+    def survey(self, context: Context) -> list[tuple[str, str, float, float, float | None]]:
+        """Each node that could be quantized: label, operator, µs as float, µs with integers, and the least SQNR of
+        an output in dB when it alone is quantized (``None``: exact). Nothing is changed."""
+        work = _Work(self, context)
+        if not work.everything.nodes:
+            return []
+        found = work.placement().survey(work.everything, work.found)
+        rows = []
+        for key, name in work.everything.nodes.items():
+            times, harm = found.times[key], found.harm[key]
+            noise = -10 * math.log10(harm) if harm > 0 else None
+            op = work.found[key].node.op_type
+            rows.append((name, op, times.as_float * 1e6, times.as_integer * 1e6, noise))
+        return rows
+
     def _candidates(self, context: Context, bad: dict[str, str]) -> tuple[dict[str, Roles], dict[str, str]]:
         """What filters and gate leave to be quantized, and why other nodes stay float."""
         found, reasons = candidates(context.editor, self.settings, bad)
@@ -234,17 +249,20 @@ class _Work:
 
     def choose(self) -> Choice:
         """The nodes that are worth it, by measurement."""
-        context = self._context
-        assert context.data is not None
         if not self.everything.nodes:
             return Choice()
-        if context.on_progress is not None:
-            context.on_progress("measuring where integers pay")
+        if self._context.on_progress is not None:
+            self._context.on_progress("measuring where integers pay")
+        return self.placement().choose(self.everything, self.found, self.default)
+
+    def placement(self) -> Placement:
+        """What measures models with some nodes quantized."""
+        context = self._context
+        assert context.data is not None
         judges = context.data.split(0.5)[1] if context.data.units > 1 else context.data
         feeds = next(iter(context.data.take(1).batches())).feeds
         budget = Budget(self._pass.min_sqnr, self._pass.max_drop)
-        work = Placement(context.editor.model, self.build, feeds, judges.take(_JUDGES), budget, self._pass.threads)
-        return work.choose(self.everything, self.found, self.default)
+        return Placement(context.editor.model, self.build, feeds, judges.take(_JUDGES), budget, self._pass.threads)
 
     def left(self, nodes: Collection[str], chosen: Choice | None) -> dict[str, str]:
         """Why each node that could be quantized is not, by its label."""
