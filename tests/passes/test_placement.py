@@ -1,0 +1,146 @@
+"""Measured placement, with a clock of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxopt.data import load_data
+from onnxopt.errors import OptionError
+from onnxopt.evaluation import Quality
+from onnxopt.graph import Editor
+from onnxopt.model import copy
+from onnxopt.pass_base import Context, Report
+from onnxopt.passes.quantize import _placement
+from onnxopt.passes.quantize._judge import Judge, carried_state
+from onnxopt.passes.quantize._placement import Budget
+from onnxopt.passes.quantize.quantize_static import QuantizeStatic
+from onnxopt.runtime import Ratio, Snapshot
+from tests.support import graph, ops
+
+RNG = np.random.default_rng(0)
+DATA = {"x": RNG.normal(size=(64, 8, 12, 12)).astype(np.float32)}
+
+
+def network() -> ir.Model:
+    def weight(*shape: int) -> np.ndarray[Any, Any]:
+        return (RNG.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    return graph(
+        """g (float[N,8,12,12] x) => (float[N,8,12,12] y) {
+            a = Conv <pads = [1,1,1,1]> (x, w1)
+            b = Relu(a)
+            y = Conv <pads = [1,1,1,1]> (b, w2)
+        }""",
+        w1=weight(8, 8, 3, 3),
+        w2=weight(8, 8, 3, 3),
+    )
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
+    """Let everything quantized take ``ratio`` of the time of the float model."""
+
+    def measured(a: object, others: Sequence[object], *_: object, **__: object) -> list[Ratio]:
+        return [Ratio(ratio, ratio, ratio)] * len(others)
+
+    monkeypatch.setattr(_placement, "latency_ratios", measured)
+
+
+def placed(model: ir.Model, **options: Any) -> tuple[ir.Model, Report]:
+    result = copy(model)
+    data = load_data(DATA, model)
+    return result, QuantizeStatic(**options).run(Context(Editor(result), data=data, original=model))
+
+
+def test_quantizes_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, 0.5)
+    after, report = placed(network())
+    assert report.changed > 0
+    assert "QuantizeLinear" in ops(after)
+    assert next(fact["latency_ratio"] for fact in report.facts if fact.get("node") == "model") == 0.5
+
+
+def test_returns_no_slower_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, 1.08)
+    after, report = placed(network())
+    assert report.changed == 0
+    assert ops(after) == ops(network())
+    assert {note.text for note in report.refusals} == {"kept float: INT8 takes 1.08 of the time here"}
+
+
+@pytest.mark.parametrize("budget", [{"min_sqnr": 200.0}])
+def test_returns_no_model_beyond_the_budget(monkeypatch: pytest.MonkeyPatch, budget: dict[str, float]) -> None:
+    clock(monkeypatch, 0.5)
+    after, report = placed(network(), **budget)
+    assert report.changed == 0
+    assert ops(after) == ops(network())
+    assert all("no faster form stays within the budget" in note.text for note in report.refusals)
+
+
+def test_spares_what_harms_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One layer sees an outlier that leaves next to no steps for the rest; the other can be quantized."""
+    clock(monkeypatch, 0.5)
+    model = graph(
+        """g (float[N,4,16] x) => (float[N,4,16] y, float[N,4,16] z) {
+            y = MatMul(x, w)
+            s = Mul(x, k)
+            z = MatMul(s, w2)
+        }""",
+        w=RNG.normal(size=(16, 16)).astype(np.float32),
+        w2=np.concatenate([np.zeros((1, 16)), RNG.normal(size=(15, 16))]).astype(np.float32),
+        k=np.array([3e4] + [1.0] * 15, np.float32),
+    )
+    data = load_data({"x": RNG.normal(size=(64, 4, 16)).astype(np.float32)}, model)
+    result = copy(model)
+    report = QuantizeStatic(min_sqnr=25.0, method="minmax").run(Context(Editor(result), data=data, original=model))
+    float_layers = {note.node for note in report.refusals if "budget" in note.text}
+    changed = {note.node for note in report.changes}
+    assert "z" in float_layers or report.changed == 0  # never a model beyond the budget
+    assert "z" not in changed
+
+
+def test_the_budget() -> None:
+    def quality(db: float, before: float = 0.9, after: float = 0.9, agreement: float = 1.0) -> Quality:
+        return Quality(32, {"y": db}, {"y": agreement}, {"y": (before, after)})
+
+    assert Budget().holds(quality(21, after=0.5))
+    assert Budget().holds(quality(5, after=0.895))
+    assert not Budget().holds(quality(19, after=0.88))
+    assert not Budget(min_sqnr=30).holds(quality(29))
+    assert not Budget(max_drop=0.001).holds(quality(50, after=0.89))
+    assert Budget(min_sqnr=30, max_drop=0.02).holds(quality(31, after=0.89))
+    assert not Budget().holds(Quality(32, {"y": 10.0}, {"y": 0.95}))
+
+
+def test_options() -> None:
+    for wrong in ({"placement": "some"}, {"max_drop": 2.0}, {"threads": 0}):
+        with pytest.raises(OptionError):
+            QuantizeStatic(**wrong)  # type: ignore[arg-type]
+
+
+COUNTER = "g (float[1,4] x, float[1,4] state) => (float[1,4] y, float[1,4] stateN) { %s y = Mul(stateN, stateN) }"
+
+
+def test_state_is_carried() -> None:
+    model = graph(COUNTER % "stateN = Add(state, x)")
+    assert carried_state(model) == {"state": "stateN"}
+    drifts = graph(COUNTER % "s = Add(state, x) stateN = Add(s, e)", e=np.full(4, 0.01, np.float32))
+    one, zero = np.ones((1, 4), np.float32), np.zeros((1, 4), np.float32)
+    runs = [{"x": one if at % 2 == 0 else -one, "state": zero} for at in range(20)]
+
+    def noise(count: int) -> float:
+        judge = Judge(model, Snapshot.of(model), load_data(runs[:count], model))
+        return judge.quality(Snapshot.of(drifts)).sqnr_db["stateN"]
+
+    assert noise(1) == pytest.approx(40, abs=0.1)  # 0.01 of 1
+    steps = np.arange(1, 21)
+    assert noise(20) == pytest.approx(10 * np.log10(10 / np.sum((0.01 * steps) ** 2)), abs=0.1)  # it has added up
+
+
+def test_other_outputs_are_no_state() -> None:
+    model = graph("g (float[1,4] x) => (float[1,4] y, int64[1] x_out) { y = Relu(x) x_out = ArgMax<keepdims=0>(x) }")
+    assert carried_state(model) == {}
