@@ -28,7 +28,7 @@ DATA = {"x": RNG.normal(size=(64, 8, 12, 12)).astype(np.float32)}
 
 def network() -> ir.Model:
     def weight(*shape: int) -> np.ndarray[Any, Any]:
-        return (RNG.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        return RNG.normal(scale=np.prod(shape[1:]) ** -0.5, size=shape).astype(np.float32)
 
     return graph(
         """g (float[N,8,12,12] x) => (float[N,8,12,12] y) {
@@ -119,7 +119,7 @@ def test_the_budget() -> None:
 def test_options() -> None:
     for wrong in ({"placement": "some"}, {"max_drop": 2.0}, {"threads": 0}):
         with pytest.raises(OptionError):
-            QuantizeStatic(**wrong)  # type: ignore[arg-type]
+            QuantizeStatic(**wrong)
 
 
 COUNTER = "g (float[1,4] x, float[1,4] state) => (float[1,4] y, float[1,4] stateN) { %s y = Mul(stateN, stateN) }"
