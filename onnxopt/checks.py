@@ -12,7 +12,7 @@ from onnxopt.traverse import graphs, tensors
 def check_sizes(model: ir.Model, origin: str) -> None:
     """Refuse tensors that do not hold as much as their dims say."""
     for tensor in tensors(model):
-        if not isinstance(tensor, ir.TensorProtoTensor):
+        if not issubclass(type(tensor), ir.TensorProtoTensor):
             continue
         proto = tensor.raw
         if _is_plain(proto):

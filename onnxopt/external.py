@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxopt import wire
 from onnxopt.errors import ModelError
-from onnxopt.traverse import tensors
+from onnxopt.traverse import is_external, tensors
 
 OFFLOAD_BYTES = 16 * 1024
 """Inline weights of at least this many bytes stay in the file."""
@@ -28,7 +28,7 @@ def resolve_external(model: ir.Model, given: Path, real: Path) -> bool:
     """
     found = False
     for tensor in tensors(model):
-        if not isinstance(tensor, ir.ExternalTensor):
+        if not is_external(tensor):
             continue
         file = Path(tensor.location)
         if file != real:
@@ -106,7 +106,7 @@ def external_stub(
 ) -> ir.ExternalTensor:
     return ir.ExternalTensor(
         location, offset, length, tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "", doc_string=tensor.doc_string,
+        shape=tensor.shape, name=tensor.name or "", doc_string=tensor.doc_string,  # type: ignore[arg-type]
         metadata_props=dict(tensor.metadata_props),
     )  # fmt: skip
 
@@ -121,4 +121,4 @@ def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def in_place(tensor: ir.TensorProtocol) -> bool:
     """Whether onnx-ir writes this tensor as it is, with its data inside."""
-    return not isinstance(tensor, ir.ExternalTensor)
+    return not is_external(tensor)

@@ -37,7 +37,7 @@ from onnxopt.external import (
     offloaded,
     resolve_external,
 )
-from onnxopt.traverse import graphs, tensors, weight_bytes, without_gc
+from onnxopt.traverse import graphs, is_external, tensors, weight_bytes, without_gc
 from onnxopt.writing import DATA_SUFFIX, replace_file, writable
 
 _OUTLINE_BYTES = 1024
@@ -139,7 +139,7 @@ def slim_proto(model: ir.Model) -> tuple[onnx.ModelProto, Path | None]:
 
     def place(tensor: ir.TensorProtocol, main: bool) -> ir.TensorProtocol | None:
         nonlocal directory
-        if not isinstance(tensor, ir.ExternalTensor):
+        if not is_external(tensor):
             return None
         file = Path(tensor.path)
         if directory is None:
@@ -183,7 +183,7 @@ def save(
     """
     target = writable(path, force)
     source = source_of(model)
-    inputs = {Path(t.path) for t in tensors(model) if isinstance(t, ir.ExternalTensor)}
+    inputs = {Path(t.path) for t in tensors(model) if is_external(t)}
     _keep_off(target, inputs if source is None else {source.path, *inputs})
     if external_data is None:
         external_data = source is not None and source.has_external_data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import onnx_ir as ir
 
@@ -20,6 +21,12 @@ def without_gc() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+def is_external(tensor: ir.TensorProtocol) -> TypeGuard[ir.ExternalTensor]:
+    """Whether the data of ``tensor`` are in a file. The classes of onnx-ir derive from a protocol, for which
+    ``isinstance`` takes forty times as long, and this is asked of every tensor again and again."""
+    return issubclass(type(tensor), ir.ExternalTensor)
 
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:

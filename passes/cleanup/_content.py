@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from onnxopt.traverse import is_external
+
 _CHUNK = 1 << 20
 _SAMPLE = 4096
 
@@ -23,7 +25,7 @@ def sample(tensor: ir.TensorProtocol) -> bytes:
     """Type, dims, first and last bytes: tensors that differ in these are told apart almost for free."""
     if tensor.dtype == ir.DataType.STRING:
         return _kind(tensor)
-    if isinstance(tensor, ir.ExternalTensor):
+    if is_external(tensor):
         start, size = tensor.offset or 0, tensor.nbytes
         with open(tensor.path, "rb") as file:
             file.seek(start)
@@ -53,7 +55,7 @@ def _chunks(tensor: ir.TensorProtocol) -> Iterator[bytes]:
         for item in tensor.string_data():  # type: ignore[attr-defined]
             yield f"{len(item)}:".encode()
             yield bytes(item)
-    elif isinstance(tensor, ir.ExternalTensor):
+    elif is_external(tensor):
         left = tensor.nbytes
         with open(tensor.path, "rb") as file:  # not mapped: its pages would count as memory of ours
             file.seek(tensor.offset or 0)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from onnxopt.graph import Editor, bodies
+from onnxopt.traverse import is_external
 
 
 def renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
     """The same data under another name; ``tensor`` may belong to other models too and keeps its own."""
     doc, metadata = tensor.doc_string, dict(tensor.metadata_props)
-    if isinstance(tensor, ir.ExternalTensor):
+    if is_external(tensor):
         return ir.ExternalTensor(
             tensor.location, tensor.offset, tensor.length, tensor.dtype,
             shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=tensor.base_dir,
