@@ -20,7 +20,7 @@ from benchmarks.quantize import signals
 from benchmarks.quantize.task import Array, Task
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "data"
+DATA = venvs.CACHE / "data"
 """Where ``magika_files.npz``, ``ocr_lines.npz`` and ``natural_images.npz`` lie; ``--data`` says otherwise."""
 
 FORM = "1"
