@@ -94,6 +94,18 @@ _probes = click.option(
 )
 
 
+def _share(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise click.BadParameter(f"write a share such as 0.01 or 1%, got {text!r}", context, option)
+    return share
+
+
 @cli.command(epilog=_EXIT_CODES)
 @click.argument("model")
 @click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the optimized model.")
@@ -110,6 +122,11 @@ _probes = click.option(
 @click.option(
     "--eval-data", metavar="SOURCE", help="Other samples, to judge lossy passes by; default: half of --data."
 )
+@click.option("--min-sqnr", type=float, metavar="DB", help="The budget: the least SQNR of an output, in dB.")
+@click.option(
+    "--max-drop", metavar="SHARE", callback=_share,
+    help="The budget: the largest loss of accuracy (without labels: of agreement), as 0.01 or 1%.",
+)  # fmt: skip
 @click.option("--strict", is_flag=True, help="Fail if nothing matches or a change has to be left out.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @_probes

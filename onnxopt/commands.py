@@ -6,16 +6,20 @@ problems and errors to standard error.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxopt.errors import OnnxoptError, OptionError, OutputError, PassError
 from onnxopt.supervise import CHECK_FAILED, DONE, ENGINE_FAILED, READER_GONE, USER_ERROR, Stage, one_line
+
+if TYPE_CHECKING:
+    from onnxopt.pass_base import Pass
 
 PREVIEW_NODES = 2_000
 """Up to this size ``inspect`` tries the recipe ``cleanup`` unasked: it then takes less than a second."""
@@ -73,7 +77,8 @@ class _Tracked(Stage):
 
 def _optimize(
     stage: Stage, *, model: str, output: str, recipe: str | None, passes: str | None, verify: Any, strict: bool,
-    force: bool, probes: str | None, data: str | None, eval_data: str | None, external_data: bool | None,
+    force: bool, probes: str | None, data: str | None, eval_data: str | None, min_sqnr: float | None,
+    max_drop: float | None, external_data: bool | None,
     as_json: bool, quiet: bool, verbose: int,
 ) -> int:  # fmt: skip
     from onnxopt.writing import DATA_SUFFIX, writable
@@ -96,6 +101,7 @@ def _optimize(
     from onnxopt.pipeline import PassManager
 
     chosen = recipes.parse_pipeline(passes) if passes is not None else recipes.recipe(recipe or "cleanup")
+    chosen = _within_budget(chosen, min_sqnr, max_drop)
     stage("load")
     loaded = load(model)
     source = source_of(loaded)
@@ -143,6 +149,18 @@ def _optimize(
     if verify != "off" and not report.verified:
         say(f"warning: {model}: {report.verification}")
     return DONE
+
+
+def _within_budget(passes: list[Pass], min_sqnr: float | None, max_drop: float | None) -> list[Pass]:
+    """The passes, those that keep a budget with this one."""
+    given = {k: v for k, v in (("min_sqnr", min_sqnr), ("max_drop", max_drop)) if v is not None}
+    if not given:
+        return passes
+    keepers = [p for p in passes if given.keys() <= {option.name for option in dataclasses.fields(p)}]
+    if not keepers:
+        raise OptionError("no pass here keeps a budget, so --min-sqnr and --max-drop say nothing; try --recipe int8")
+    options: dict[str, Any] = given
+    return [dataclasses.replace(p, **options) if p in keepers else p for p in passes]
 
 
 def _data(stage: Stage, source: str | None, model: Any) -> Any:

@@ -365,6 +365,7 @@ class _Run:
             probes = len(self._reference.feeds)
             self.report.verified = True
             self.report.verification = (
+                f"{'lossy passes aside, ' if self.report.quality else ''}"
                 f"outputs equal on {probes} probe{'s' if probes != 1 else ''}, "
                 f"largest movement {self._reference.worst:.1g} of the output's scale"
             )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from onnxopt.pass_base import Context, Log, Needs, Pass, Report
+from onnxopt.passes.quantize.quantize_static import QuantizeStatic
 from tests.command_line import CommandLine, write
 
 MODEL = "g (float[N, 3] x) => (float[N, 3] y) { r = Relu(x) y = Identity(r) }"
@@ -122,3 +123,35 @@ def test_a_module_beside_the_user_is_found_by_the_real_program(tmp_path: Path) -
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("0.5 %", 0.005), ("0.02", 0.02), ("2", None), ("x", None)])
+def test_budget(
+    text: str, share: float | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """``--max-drop`` reaches the pass; what is no share is refused."""
+    found = []
+
+    def run(self: QuantizeStatic, context: Context) -> Report:
+        found.append((self.max_drop, self.min_sqnr))
+        return Report(self.name)
+
+    monkeypatch.setattr(QuantizeStatic, "run", run)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "model.onnx", MODEL)
+    np.savez("data.npz", x=X)
+    call = ("optimize", "model.onnx", "-o", "out.onnx", "--passes", "quantize-static", "--data", "data.npz")
+    answer = CommandLine(monkeypatch, capsys)(*call, "--max-drop", text, "--min-sqnr", "30")
+    if share is None:
+        assert (answer.code, found) == (2, [])
+        assert "write a share" in answer.error
+    else:
+        ((max_drop, min_sqnr),) = found
+        assert max_drop == pytest.approx(share)
+        assert min_sqnr == 30.0
+
+
+def test_a_budget_that_nobody_keeps(cli: CommandLine) -> None:
+    answer = cli(*OPTIMIZE, "--data", "data.npz", "--max-drop", "1%")
+    assert answer.code == 2
+    assert "no pass here keeps a budget" in answer.error
