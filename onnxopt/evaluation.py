@@ -88,6 +88,16 @@ class Quality:
     accuracy: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The share of right answers before and after, for outputs that are answers, or scores, of what labels are."""
 
+    @property
+    def least_sqnr_db(self) -> float:
+        """The SQNR in dB of the output that suffers most; infinite if no output is numeric."""
+        return min(self.sqnr_db.values(), default=math.inf)
+
+    @property
+    def noise(self) -> float:
+        """The same as the power of the noise in units of the signal's."""
+        return float(10 ** (-self.least_sqnr_db / 10))
+
 
 def evaluate(before: Snapshot, after: Snapshot, data: Dataset) -> Quality:
     """Compare two models on ``data``, as they are deployed: with ONNX Runtime's optimizations on.

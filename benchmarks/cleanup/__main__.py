@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_line(records[-1]), file=sys.stderr, flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     said = machine()
-    (args.out / "results.md").write_text(_plain(tables.render(records, tools, said)))
-    (args.out / "results.json").write_text(_plain(json.dumps({"machine": said, "models": records}, indent=1)) + "\n")
+    (args.out / "results.md").write_text(plain(tables.render(records, tools, said)))
+    (args.out / "results.json").write_text(plain(json.dumps({"machine": said, "models": records}, indent=1)) + "\n")
     return 0
 
 
@@ -81,7 +81,7 @@ def _line(record: experiment.Record) -> str:
     return f"{record['name']}: {record['original']['nodes']} nodes; {', '.join(results)}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Messages of tools name the files they were given; where those lay is nobody's business."""
     for folder in (venvs.CACHE / "work", venvs.CACHE / "models", venvs.CACHE, ROOT):
         text = re.sub(re.escape(str(folder)) + r"(/\d+)?/?", "", text)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import facts, venvs
-from benchmarks.cleanup.__main__ import _plain, machine
+from benchmarks.cleanup.__main__ import machine, plain
 from benchmarks.cleanup.experiment import Store
 from benchmarks.corpus import fetch
 from benchmarks.quantize import corpus, experiment, tables, task, verdicts
@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             records.append(measured(one, tools, store, args.times))
     finally:  # an interrupted run shows what it has
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "results.md").write_text(_plain(tables.render(records, tools, said)))
+        (args.out / "results.md").write_text(plain(tables.render(records, tools, said)))
         text = json.dumps({"machine": said, "models": records}, indent=1)
-        (args.out / "results.json").write_text(_plain(text) + "\n")
+        (args.out / "results.json").write_text(plain(text) + "\n")
     return 0
 
 

@@ -24,11 +24,13 @@ from onnxopt.evaluation import Quality
 from onnxopt.graph import Editor
 from onnxopt.kernels import KernelTime, kernel_times
 from onnxopt.model import copy
+from onnxopt.passes.quantize._candidates import unmoved
 from onnxopt.passes.quantize._cut import Border, Kernel, cheapest
 from onnxopt.passes.quantize._judge import Judge
 from onnxopt.passes.quantize._plan import Plan
 from onnxopt.passes.quantize._roles import LAYERS, Roles
 from onnxopt.runtime import Feeds, Ratio, Session, Snapshot, latency_ratios
+from onnxopt.traverse import graphs
 
 _MARK = re.compile(r"@(\d+)@")
 _BLOCKED = "_nchwc"
@@ -56,7 +58,7 @@ class Budget:
 
     def holds(self, quality: Quality) -> bool:
         """Whether ``quality`` is within the budget; without one given, 20 dB or a loss of 1 % will do."""
-        least = min(quality.sqnr_db.values(), default=math.inf)
+        least = quality.least_sqnr_db
         lost = [before - after for before, after in quality.accuracy.values()] or [
             1 - share for share in quality.agreement.values()
         ]
@@ -73,11 +75,6 @@ class Trial:
     nodes: frozenset[str]
     ratio: Ratio
     quality: Quality
-
-    @property
-    def noise(self) -> float:
-        """The noise of the output that suffers most, in units of its signal."""
-        return max((10 ** (-db / 10) for db in self.quality.sqnr_db.values()), default=0.0)
 
 
 @dataclass
@@ -112,7 +109,7 @@ class Placement:
         self._baseline = Session(original, optimize=True, threads=threads)
         self._places = {
             output.name or "": at
-            for at, node in enumerate(n for graph in Editor(model).graphs() for n in graph)
+            for at, node in enumerate(n for graph in graphs(model) for n in graph)
             for output in node.outputs
         }
         self._trials: dict[frozenset[str], Trial] = {}
@@ -136,9 +133,8 @@ class Placement:
             good = self._good()
         if good:
             fastest = min(trial.ratio.median for trial in good)
-            choice.best = min(
-                (trial for trial in good if trial.ratio.median <= fastest * _AS_FAST), key=lambda each: each.noise
-            )
+            as_fast = [trial for trial in good if trial.ratio.median <= fastest * _AS_FAST]
+            choice.best = min(as_fast, key=lambda each: each.quality.noise)
             choice.nodes = choice.best.nodes
             return choice
         tried = [trial for trial in self._trials.values() if trial.nodes]
@@ -167,10 +163,9 @@ class Placement:
             return "ONNX Runtime runs no quantized form of it"
         if best.ratio.median > FASTER:
             return f"kept float: INT8 takes {best.ratio.median:.2f} of the time here"
-        least = min(best.quality.sqnr_db.values(), default=math.inf)
         return (
             f"kept float: no faster form stays within the budget; the fastest takes {best.ratio.median:.2f} of the "
-            f"time at {least:.1f} dB"
+            f"time at {best.quality.least_sqnr_db:.1f} dB"
         )
 
     # -- candidates ----------------------------------------------------------------------------------
@@ -245,7 +240,7 @@ class Placement:
         for key in made.nodes:
             entry = found[key]
             for at in entry.inputs:
-                value = _unmoved(entry.node.inputs[at], found)
+                value = unmoved(entry.node.inputs[at], found)
                 if value is not None and value.name:
                     readers.setdefault(value.name, (value, set()))[1].add(key)
         for key in made.nodes:
@@ -270,7 +265,7 @@ class Placement:
     def _spare(self, choice: Choice, borders: list[Border]) -> None:
         """Try ever more cautious choices until one holds the budget."""
         fast = [trial for trial in self._trials.values() if trial.ratio.median <= FASTER]
-        nearest = min(fast, key=lambda each: each.noise)
+        nearest = min(fast, key=lambda each: each.quality.noise)
         order = sorted(nearest.nodes, key=self._places.__getitem__)
         choice.harm = self._harm(order)
         total = sum(kernel.as_float for kernel in choice.times.values())
@@ -309,18 +304,7 @@ class Placement:
             quality = self._judge.quality(self._candidate(nodes), batches=_BATCHES_FOR_HARM)
         except EngineError:
             return 1.0
-        return min(1.0, max((10 ** (-db / 10) for db in quality.sqnr_db.values()), default=0.0))
-
-
-def _unmoved(value: ir.Value | None, found: Mapping[str, Roles]) -> ir.Value | None:
-    """The tensor that ``value`` is, but for moved elements."""
-    while value is not None:
-        producer = value.producer()
-        entry = found.get(producer.outputs[0].name or "") if producer is not None else None
-        if entry is None or not entry.moves:
-            return value
-        value = entry.node.inputs[entry.inputs[0]]
-    return None
+        return min(1.0, quality.noise)
 
 
 def _read_as_float(value: ir.Value, made: Plan, found: Mapping[str, Roles]) -> bool:

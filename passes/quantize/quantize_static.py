@@ -28,9 +28,10 @@ from onnxopt.graph import Editor
 from onnxopt.pass_base import Context, Log, Pass, Report
 from onnxopt.passes.cleanup.convert_opset import ConvertOpset
 from onnxopt.passes.quantize._calibrate import Calibrated, calibrate, ranges_of, unusable
+from onnxopt.passes.quantize._candidates import Settings, candidates, default_nodes
 from onnxopt.passes.quantize._grid import integer_limits
-from onnxopt.passes.quantize._placement import Budget, Choice, Placement, Trial
-from onnxopt.passes.quantize._plan import Plan, Settings, candidates, default_nodes, plan
+from onnxopt.passes.quantize._placement import Budget, Choice, Placement
+from onnxopt.passes.quantize._plan import Plan, plan
 from onnxopt.passes.quantize._qdq import Weights, activation_grids, apply
 from onnxopt.passes.quantize._ranges import METHODS, Method
 from onnxopt.passes.quantize._roles import LAYERS, Roles
@@ -288,7 +289,8 @@ class _Work:
         """What was measured: of each node where it was placed and why, of each tensor how its range was found."""
         if chosen is not None:
             if chosen.best is not None:
-                yield {"node": "model", "latency_ratio": chosen.best.ratio.median, **_worst(chosen.best)}
+                best = chosen.best
+                yield {"node": "model", "latency_ratio": best.ratio.median, "sqnr": best.quality.least_sqnr_db}
             for key, name in self.everything.nodes.items():
                 row: dict[str, object] = {"node": name, "integer": key in made.nodes}
                 if (times := chosen.times.get(key)) is not None:
@@ -301,7 +303,3 @@ class _Work:
             yield {
                 "tensor": name, "range": each.method, "low": each.range[0], "high": each.range[1], "sqnr": each.sqnr
             }  # fmt: skip
-
-
-def _worst(trial: Trial) -> dict[str, object]:
-    return {"sqnr": min(trial.quality.sqnr_db.values(), default=math.inf)}
