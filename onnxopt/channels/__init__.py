@@ -1,0 +1,262 @@
+"""Channels: which slices of which tensors have to go together.
+
+Structured pruning removes a channel for good: the filter that makes it, its bias, its entries in a normalization,
+and the weights of all layers that read it. What goes together reaches through additions, concatenations, reshapes
+and shared weights. ``ChannelGraph`` finds it once for all: each operator has a rule that says which slices of its
+inputs and outputs are the same, and a channel is all slices that are tied by these, directly or through others.
+A channel is the least that can be removed by itself, and any set of channels can be removed together.
+
+What no rule can follow is frozen, with the reason; nothing is guessed.
+
+Source: Fang, Ma, Song, Mi and Wang, "DepGraph: Towards Any Structural Pruning", CVPR 2023. There the closure is
+searched anew for each set of channels; here every slice has a number, and the components of the graph of ties are
+the channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxopt.channels._axes import Axes, Axis, Fixed, Keep, Slices, Unit
+from onnxopt.channels._walk import walk
+from onnxopt.errors import OptionError
+from onnxopt.graph import Editor, constant_tensor
+from onnxopt.shapes import Facts
+
+__all__ = ["ChannelGraph", "Group", "Member", "kept"]
+
+_KEPT = "onnxopt.kept"
+_OUTPUT = "it is an axis of the output {!r}"
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """An axis of a constant along which there are channels of a group."""
+
+    value: ir.Value
+    axis: int
+    role: Literal["out", "in"]
+    """``out``: its slices make the channel or go with it, like filters, biases and the scale of a normalization;
+    ``in``: its slices read the channel."""
+    nodes: tuple[ir.Node, ...]
+    """Who reads the constant."""
+    index: Slices
+    """(channels × k): the places along the axis that belong to each channel."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that have slices in the same axes of the same constants."""
+
+    number: int
+    size: int
+    """How many channels there are."""
+    members: tuple[Member, ...]
+    outputs: tuple[tuple[ir.Value, int, Slices], ...]
+    """Where the channels are computed: value, axis, and the places (channels × k) along it."""
+    frozen: tuple[str, ...]
+    """Why none of them can be removed; empty if they can."""
+    exact: bool
+    """Whether a channel has no part in what is computed of the others, so that removing it is the same as reading
+    zeros in its place; where a normalization takes statistics over channels, it is not."""
+
+
+class ChannelGraph:
+    """The channels of a model, and how to remove some of them."""
+
+    def __init__(self, editor: Editor, unit: Unit = "channel") -> None:
+        """Analyse the model under edit.
+
+        ``unit``: where a Reshape splits channels into heads, whether a channel of each head goes or a whole head.
+        """
+        self._editor = editor
+        choices: dict[ir.Node, int] = {}
+        while True:
+            self._axes = axes = Axes(editor, unit, choices)
+            walk(editor.model.graph, axes)
+            for value in editor.model.graph.outputs:
+                axes.freeze_all([value], _OUTPUT.format(value.name))
+            self._channel = _components(axes)
+            """By slice, its channel."""
+            self._is_frozen = np.zeros(len(self._channel), dtype=bool)
+            for slices, _ in axes.frozen:
+                self._is_frozen[self._channel[slices]] = True
+            # where nothing can be removed the way a node was read, another way may do
+            stuck = [n for n, (_, slices) in axes.options.items() if self._is_frozen[self._channel[slices]].all()]
+            retried = [node for node in stuck if choices.get(node, 0) + 1 < axes.options[node][0]]
+            if not retried:
+                break
+            for node in retried:
+                choices[node] = choices.get(node, 0) + 1
+        self.groups = self._groups()
+
+    def remove(self, removed: Mapping[int, Iterable[int]]) -> None:
+        """Remove channels (by number of the group, 0 to its size) from the model; afterwards this object is spent.
+
+        Raises ``OptionError`` if a group is frozen or would be left empty.
+        """
+        gone = np.zeros(len(self._channel), dtype=bool)
+        for number, channels in removed.items():
+            group, chosen = self.groups[number], sorted(set(channels))
+            if chosen and group.frozen:
+                raise OptionError(f"no channel of group {number} can be removed: {group.frozen[0]}")
+            gone[self._numbers[number][np.array(chosen, dtype=np.int64)]] = True
+        if not gone.any():
+            return
+
+        def keep(slices: Slices) -> npt.NDArray[np.bool_]:
+            """Which of these slices stay."""
+            return ~gone[self._channel[slices]]
+
+        for value, found in [*self._axes.constants.items(), *self._axes.computed.items()]:
+            for axis in found:
+                if isinstance(axis, np.ndarray) and axis.size and not keep(axis).any():
+                    raise OptionError(f"nothing would be left of an axis of {value.name!r}: keep one of its channels")
+        for removal in self._axes.removals:
+            removal(keep)
+        record = {name: dict(axes) for name, axes in kept(self._editor.model).items()}
+        for value, found in self._axes.constants.items():
+            masks = {at: keep(axis) for at, axis in enumerate(found) if isinstance(axis, np.ndarray)}
+            masks = {at: mask for at, mask in masks.items() if not mask.all()}
+            if masks:
+                _cut(value, masks, self._editor)
+                own = record.setdefault(value.name or "", {})
+                own.update((at, own.get(at, np.arange(len(mask)))[mask]) for at, mask in masks.items())
+        for value, found in self._axes.computed.items():
+            _declare(value, found, keep)
+        self._editor.model.meta[_KEPT] = record
+        self._editor.facts = Facts(self._editor.model)
+
+    # -- channels to groups ------------------------------------------------------------------------------
+
+    def _groups(self) -> tuple[Group, ...]:
+        """The groups in the order in which their constants are met."""
+        axes = self._axes
+        under_windows = {int(slices[0]) for slices in axes.places}
+        places = [(v, at, axis) for v, found in axes.constants.items() for at, axis in enumerate(found)
+                  if isinstance(axis, np.ndarray) and axis[0] not in under_windows]  # fmt: skip
+        signatures: dict[int, list[int]] = {}
+        for number, (_, _, slices) in enumerate(places):
+            for channel in self._channel[slices].tolist():
+                signatures.setdefault(channel, []).append(number)
+        by_signature: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
+        for channel, met in signatures.items():
+            by_signature.setdefault((bool(self._is_frozen[channel]), tuple(met)), []).append(channel)
+        self._numbers = [np.array(sorted(channels), dtype=np.int64) for channels in by_signature.values()]
+        group_of = np.full(len(self._channel), -1, dtype=np.int64)
+        for number, channels in enumerate(self._numbers):
+            group_of[channels] = number
+        outputs = self._outputs(group_of)
+        why = self._whys(group_of)
+        blurred = {int(g) for s in axes.inexact for g in np.unique(group_of[self._channel[s]])}
+        reads = np.zeros(len(self._channel), dtype=bool)
+        for slices in axes.readers:
+            reads[slices] = True
+        found = []
+        for number, (_, signature) in enumerate(by_signature):
+            channels = self._numbers[number]
+            members = tuple(
+                Member(value, at, "in" if reads[slices[0]] else "out", _readers(value), self._places(slices, channels))
+                for value, at, slices in (places[p] for p in dict.fromkeys(signature))
+            )
+            reasons = why.get(number, ())
+            if not reasons and len(channels) == 1:
+                reasons = ("all its slices go together, and nothing would be left",)
+            found.append(Group(number, len(channels), members, outputs.get(number, ()), reasons, number not in blurred))
+        return tuple(found)
+
+    def _places(self, slices: Slices, channels: Slices) -> Slices:
+        """Where along an axis these channels are (channels × k); all have equally many places there."""
+        of = self._channel[slices]
+        at = np.flatnonzero(np.isin(of, channels))
+        order = np.argsort(of[at], kind="stable")
+        return at[order].reshape(len(channels), -1)
+
+    def _outputs(self, group_of: Slices) -> dict[int, tuple[tuple[ir.Value, int, Slices], ...]]:
+        found: dict[int, list[tuple[ir.Value, int, Slices]]] = {}
+        for value, shape in self._axes.computed.items():
+            for at, axis in enumerate(shape):
+                if not isinstance(axis, np.ndarray) or value.producer() is None:
+                    continue
+                for number in np.unique(group_of[self._channel[axis]]).tolist():
+                    channels = self._numbers[number]
+                    if number >= 0 and _evenly(self._channel[axis], channels):
+                        found.setdefault(number, []).append((value, at, self._places(axis, channels)))
+        return {number: tuple(each) for number, each in found.items()}
+
+    def _whys(self, group_of: Slices) -> dict[int, tuple[str, ...]]:
+        found: dict[int, dict[str, None]] = {}
+        for slices, why in self._axes.frozen:
+            for number in np.unique(group_of[self._channel[slices]]).tolist():
+                found.setdefault(number, {})[why] = None
+        return {number: tuple(whys) for number, whys in found.items()}
+
+
+def kept(model: ir.Model) -> Mapping[str, Mapping[int, Slices]]:
+    """What is left of a model that channels were removed from, by constant and axis: the places in the original.
+
+    Axes that are whole are left out.
+    """
+    return MappingProxyType(model.meta.get(_KEPT, {}))
+
+
+def _components(axes: Axes) -> Slices:
+    """By slice, the least number of those that are tied to it."""
+    channel = np.arange(axes.count, dtype=np.int64)
+    if not axes.ties:
+        return channel
+    a, b = (np.concatenate(side) for side in zip(*axes.ties, strict=True))
+    while True:
+        # hook the larger root under the smaller one, then let every slice point to its root
+        low, high = np.minimum(channel[a], channel[b]), np.maximum(channel[a], channel[b])
+        open_ = low != high
+        if not open_.any():
+            return channel
+        a, b = a[open_], b[open_]
+        np.minimum.at(channel, high[open_], low[open_])
+        while not np.array_equal(channel, jumped := channel[channel]):
+            channel = jumped
+
+
+def _evenly(found: Slices, channels: Slices) -> bool:
+    """Whether each of these channels is found equally often."""
+    _, counts = np.unique(found[np.isin(found, channels)], return_counts=True)
+    return len(counts) == len(channels) and bool((counts == counts[0]).all())
+
+
+def _readers(value: ir.Value) -> tuple[ir.Node, ...]:
+    return tuple(dict.fromkeys(use.node for use in value.uses()))
+
+
+def _cut(value: ir.Value, masks: Mapping[int, npt.NDArray[np.bool_]], editor: Editor) -> None:
+    """Take slices out of a constant."""
+    tensor = constant_tensor(value)
+    assert tensor is not None
+    array = tensor.numpy()
+    for axis, mask in masks.items():
+        array = np.compress(mask, array, axis)
+    cut = ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+    producer = value.producer()
+    if producer is None:
+        value.shape = ir.Shape(array.shape)
+        value.const_value = cut
+    else:
+        producer.attributes.clear()
+        producer.attributes["value"] = ir.AttrTensor("value", cut)
+        value.shape = ir.Shape(array.shape) if value.shape is not None else None
+
+
+def _declare(value: ir.Value, found: Sequence[Axis], keep: Keep) -> None:
+    """Let the declared shape of a value say what is left of its axes."""
+    if value.shape is None or len(value.shape) != len(found):
+        return
+    for at, axis in enumerate(found):
+        if not isinstance(axis, Fixed) and isinstance(value.shape[at], int):
+            value.shape[at] = int(keep(axis).sum())

@@ -1,0 +1,252 @@
+"""What the rules of operators work on: for each axis of each value, which slices it has and what they go with.
+
+Every slice of every axis of a constant has a number. A computed value that has the same slices, like the output of
+Relu, carries the same numbers; where two axes meet, as in an addition, their numbers are tied, one by one. An axis
+that nothing may be removed from is ``Fixed``, and ties with it freeze the other side. Numbers that are tied, directly
+or through others, are one channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxopt.graph import Editor, attribute, constant_tensor, label
+
+Slices = npt.NDArray[np.int64]
+Keep = Callable[[Slices], npt.NDArray[np.bool_]]
+"""Which of these slices stay."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """An axis from which no slice can be removed, and why."""
+
+    why: str
+
+
+Axis = Slices | Fixed
+
+Unit = Literal["channel", "head"]
+"""What goes first where a Reshape splits channels into heads: a channel of each head, or a whole head."""
+
+SINGLE = Fixed("it has a single slice")
+"""An axis of size 1: it fits to any other, and is never cut."""
+
+
+class Unfollowed(Exception):
+    """Raised by a rule that cannot say what becomes of the slices; the text is the reason."""
+
+
+class Axes:
+    """The slices of each axis of each value met so far."""
+
+    def __init__(self, editor: Editor, unit: Unit, choices: Mapping[ir.Node, int]) -> None:
+        """``choices``: which of several ways a node is to be read (see ``choose``); the first if it is not named."""
+        self.editor, self.unit = editor, unit
+        self.count = 0
+        """How many slices there are."""
+        self.constants: dict[ir.Value, list[Axis]] = {}
+        """The axes of constants whose slices are looked at."""
+        self.computed: dict[ir.Value, list[Axis]] = {}
+        self.derived: set[ir.Value] = set()
+        """What is computed of constants alone, such as transposed and dequantized weights."""
+        self.ties: list[tuple[Slices, Slices]] = []
+        self.frozen: list[tuple[Slices, str]] = []
+        self.places: list[Slices] = []
+        """Slices that are no channels, but the places under the window of a convolution."""
+        self.readers: list[Slices] = []
+        """Slices of weights that read a channel, while others make it."""
+        self.inexact: list[Slices] = []
+        """Slices whose number has a part in what is computed of the others."""
+        self.removals: list[Callable[[Keep], None]] = []
+        """What else is to be done when slices are removed, but for cutting the constants."""
+        self.options: dict[ir.Node, tuple[int, Slices]] = {}
+        """How many ways there are to read a node, and the slices that depend on which is taken."""
+        self._choices = choices
+
+    # -- looking -----------------------------------------------------------------------------------------
+
+    def of(self, value: ir.Value | None) -> list[Axis]:
+        """The axes of ``value``. Raises ``Unfollowed`` if not even their number is known."""
+        if value is None:
+            raise Unfollowed("it lacks an input")
+        if value in self.computed:
+            return self.computed[value]
+        if value not in self.constants:
+            tensor = constant_tensor(value)
+            if tensor is None:
+                return self.fix(value, f"the input {value.name!r} has this axis")
+            self.constants[value] = [self.fresh(int(size)) for size in tensor.shape.numpy()]
+        return self.constants[value]
+
+    def is_weight(self, value: ir.Value | None) -> bool:
+        """Whether ``value`` is a constant, or computed of constants alone."""
+        return value in self.derived or constant_tensor(value) is not None
+
+    def fix(self, value: ir.Value, why: str) -> list[Axis]:
+        """Note that no axis of ``value`` can be cut."""
+        rank = self.editor.rank(value)
+        if rank is None:
+            raise Unfollowed(f"the rank of {value.name!r} is not known")
+        self.computed[value] = [Fixed(why)] * rank
+        return self.computed[value]
+
+    def dims(self, value: ir.Value | None) -> tuple[int | str | None, ...]:
+        """The dims of ``value``. Raises ``Unfollowed`` if their number is not known."""
+        shape = self.editor.shape(value)
+        if shape is None:
+            raise Unfollowed(f"the shape of {value.name if value is not None else ''!r} is not known")
+        return shape
+
+    def fresh(self, size: int) -> Axis:
+        """An axis with slices of its own."""
+        if size == 1:
+            return SINGLE
+        self.count += size
+        return np.arange(self.count - size, self.count, dtype=np.int64)
+
+    # -- saying what goes together -----------------------------------------------------------------------
+
+    def tie(self, *axes: Axis) -> Axis:
+        """These axes have the same slices; returns one of them."""
+        whole = [axis for axis in axes if axis is not SINGLE]
+        fixed = [axis for axis in whole if isinstance(axis, Fixed)]
+        slices = [axis for axis in whole if not isinstance(axis, Fixed)]
+        if fixed or not slices or any(len(axis) != len(slices[0]) for axis in slices):
+            result = fixed[0] if fixed else Fixed("its sizes do not agree") if slices else SINGLE
+            for axis in slices:
+                self.freeze(axis, result.why)
+            return result
+        for axis in slices[1:]:
+            if axis is not slices[0]:
+                self.ties.append((slices[0], axis))
+        return slices[0]
+
+    def join(self, slices: Slices, along: int) -> Slices:
+        """Tie the slices of an array that differ only in their place along ``along``; returns one of each."""
+        first = np.take(slices, [0], along)
+        self.ties.append((np.broadcast_to(first, slices.shape).reshape(-1), slices.reshape(-1)))
+        return np.squeeze(first, along)
+
+    def freeze(self, axis: Axis, why: str) -> None:
+        """No slice of this axis can be removed."""
+        if not isinstance(axis, Fixed) and axis.size:
+            self.frozen.append((axis.reshape(-1), why))
+
+    def freeze_all(self, values: Iterable[ir.Value | None], why: str) -> None:
+        """No slice of any axis of these values can be removed."""
+        for value in values:
+            if value is not None and (value in self.computed or self.editor.rank(value) is not None):
+                for axis in self.of(value):
+                    self.freeze(axis, why)
+
+    def reads(self, axis: Axis) -> Axis:
+        """Note that a weight reads channels along this axis of its own; returns the axis."""
+        if not isinstance(axis, Fixed):
+            self.readers.append(axis)
+        return axis
+
+    def blur(self, axis: Axis) -> None:
+        """Note that what is computed of the other slices changes when some are removed."""
+        if not isinstance(axis, Fixed):
+            self.inexact.append(axis)
+
+    def choose(self, node: ir.Node, ways: int, slices: Slices) -> int:
+        """Which of several ways to read ``node`` is to be taken, if that matters to ``slices``."""
+        if ways > 1:
+            self.options[node] = (ways, slices.reshape(-1))
+        return self._choices.get(node, 0) % ways
+
+    # -- what is to be done on removal -------------------------------------------------------------------
+
+    def resize(self, node: ir.Node, at: int, sizes: dict[int, Axis]) -> None:
+        """The input ``at`` of ``node`` is a shape, whose entries for these axes follow the slices that stay."""
+        counted = self._counted(node, sizes, self.editor.constant(node.inputs[at]) is None)
+        if counted:
+            self.removals.append(lambda keep: set_entries(node, at, _sizes(counted, keep), self.editor))
+
+    def pin(self, node: ir.Node, sizes: dict[int, Axis]) -> None:
+        """What is computed of the sizes that ``node`` reads is to go on with those of before."""
+        counted = self._counted(node, sizes, True)
+
+        def update(keep: Keep) -> None:
+            changed = {entry: len(counted[entry]) for entry in _sizes(counted, keep)}
+            if changed:
+                attributes = {name: attribute(node, name) for name in ("start", "end")}
+                read = self.editor.insert(node, "Shape", node.inputs, attributes)
+                self.editor.take_over(node.outputs[0], put_entries(node, read, changed, self.editor))
+                self.editor.remove(node)
+
+        if counted:
+            self.removals.append(update)
+
+    def _counted(self, node: ir.Node, sizes: dict[int, Axis], computed: bool) -> dict[int, Slices]:
+        counted = {entry: axis for entry, axis in sizes.items() if not isinstance(axis, Fixed)}
+        if counted and computed and self.editor.opset(node) < 11:
+            raise Unfollowed("sizes are computed at run time: raise the opset to 11 or more")
+        return counted
+
+
+def _sizes(axes: dict[int, Slices], keep: Keep) -> dict[int, int]:
+    return {entry: int(keep(axis).sum()) for entry, axis in axes.items() if not keep(axis).all()}
+
+
+def set_entries(node: ir.Node, at: int, entries: dict[int, int], editor: Editor) -> None:
+    """Give the vector that is the input ``at`` of ``node`` these entries, unless they say 'as is' or 'the rest'."""
+    vector = node.inputs[at]
+    if not entries or vector is None:
+        return
+    known = editor.constant(vector)
+    if known is None:
+        changed = put_entries(node, vector, entries, editor)
+    else:
+        array = known.copy()
+        for entry, count in entries.items():
+            if array[entry] > 0:
+                array[entry] = count
+        changed = editor.add_constant(node, array, vector.name or "shape")
+    node.replace_input_with(at, changed)
+
+
+def put_entries(node: ir.Node, vector: ir.Value, entries: dict[int, int], editor: Editor) -> ir.Value:
+    """The vector with these entries in place of its own, computed in front of ``node``."""
+    dtype = editor.dtype(vector) or ir.DataType.INT64
+    index = editor.add_constant(node, np.array(list(entries), dtype=np.int64), f"{vector.name}_entries")
+    sizes = editor.add_constant(node, np.array(list(entries.values()), dtype=dtype.numpy()), f"{vector.name}_sizes")
+    return editor.insert(node, "ScatterElements", [vector, index, sizes], name="")
+
+
+def ints(axes: Axes, node: ir.Node, at: int) -> list[int] | None:
+    """The numbers of a constant vector that is the input ``at``; ``None`` if there is no such input.
+
+    Raises ``Unfollowed`` if they are computed at run time.
+    """
+    value = node.inputs[at] if at < len(node.inputs) else None
+    if value is None:
+        return None
+    array = axes.editor.constant(value)
+    if array is None:
+        raise Unfollowed(f"its input {value.name!r} is computed at run time")
+    return [int(x) for x in array.reshape(-1)]
+
+
+def positive(axis: int, rank: int) -> int:
+    """An axis counted from the front."""
+    return axis % rank if rank else axis
+
+
+def said(node: ir.Node, why: str) -> str:
+    """A reason that names the node."""
+    return f"{node.op_type} {label(node)!r}: {why}"
+
+
+def aligned(shapes: Sequence[list[Axis]]) -> list[list[Axis]]:
+    """Axes of several operands that are broadcast, all with as many as the longest has."""
+    rank = max(len(axes) for axes in shapes)
+    return [[*[SINGLE] * (rank - len(axes)), *axes] for axes in shapes]

@@ -1,0 +1,169 @@
+"""Reshape and Flatten: which slices of the old axes make which of the new ones.
+
+Elements keep their order, so both shapes are products of the same factors: (768,) → (12, 64) splits one axis into
+two, (64, 7, 7) → (3136,) makes one of three. Axes of the input and of the output are lists of factors, and slices
+are followed factor by factor. Where one axis becomes several, slices can only be removed so that a block is left:
+the same ones of one factor, for every value of the others. Which factor that is, is a choice: the features inside
+the heads or whole heads, the channels inside the groups or whole groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.channels._axes import SINGLE, Axes, Axis, Fixed, Slices, Unfollowed, positive, said
+from onnxopt.graph import attribute
+from onnxopt.shapes import Dim
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A part of an axis of the input that is also a part of an axis of the output.
+
+    The size is ``None``, and the axes are those of no one, where it cannot be told which parts belong together.
+    """
+
+    size: int | None
+    source: int | None
+    target: int | None
+
+
+def factors(before: Sequence[Dim], after: Sequence[Dim]) -> list[Factor]:
+    """The common factors of two shapes with the same elements, in order.
+
+    Dims that are not known stop the search from the left and from the right; what lies between is left open.
+    """
+    left, begin_in, begin_out, rest_in, rest_out = _from_left(list(before), list(after))
+    middle_in, middle_out = list(before[begin_in:]), list(after[begin_out:])
+    if middle_in and rest_in:
+        middle_in[0] = rest_in
+    if middle_out and rest_out:
+        middle_out[0] = rest_out
+    right, end_in, end_out, *_ = _from_left(middle_in[::-1], middle_out[::-1])
+    found = left + [Factor(f.size, _flip(f.source, len(before)), _flip(f.target, len(after))) for f in reversed(right)]
+    open_in = [begin_in + at for at in range(len(middle_in) - end_in)]
+    open_out = [begin_out + at for at in range(len(middle_out) - end_out)]
+    between = [Factor(None, at, None) for at in open_in] + [Factor(None, None, at) for at in open_out]
+    return found[: len(left)] + between + found[len(left) :]
+
+
+def _flip(at: int | None, count: int) -> int | None:
+    return None if at is None else count - 1 - at
+
+
+def _from_left(before: list[Dim], after: list[Dim]) -> tuple[list[Factor], int, int, int, int]:
+    """Factors from the left; then how many axes are used up, and what is left of the next ones (0: all)."""
+    found: list[Factor] = []
+    i = j = 0
+    a: Dim = before[0] if before else None
+    b: Dim = after[0] if after else None
+    while i < len(before) and j < len(after):
+        if a is None or b is None or (a != b and (isinstance(a, str) or isinstance(b, str))):
+            if a == 1 or b == 1:
+                pass
+            else:
+                break
+        if a == b:
+            found.append(Factor(a if isinstance(a, int) else None, i, j))
+            i, j = i + 1, j + 1
+            a, b = before[i] if i < len(before) else None, after[j] if j < len(after) else None
+        elif a == 1:
+            i += 1
+            a = before[i] if i < len(before) else None
+        elif b == 1:
+            j += 1
+            b = after[j] if j < len(after) else None
+        elif isinstance(a, int) and isinstance(b, int) and b and a % b == 0:
+            found.append(Factor(b, i, j))
+            a, j = a // b, j + 1
+            b = after[j] if j < len(after) else None
+        elif isinstance(a, int) and isinstance(b, int) and a and b % a == 0:
+            found.append(Factor(a, i, j))
+            b, i = b // a, i + 1
+            a = before[i] if i < len(before) else None
+        else:
+            break
+    rest_in = a if i < len(before) and isinstance(a, int) and a != before[i] else 0
+    rest_out = b if j < len(after) and isinstance(b, int) and b != after[j] else 0
+    return found, i, j, rest_in, rest_out
+
+
+def reshape(node: ir.Node, axes: Axes) -> list[list[Axis]]:
+    """Follow slices from factor to factor."""
+    source, target = node.inputs[0], node.outputs[0]
+    out = follow(node, axes.of(source), axes.dims(source), axes.dims(target), axes)
+    if node.op_type == "Reshape" and len(node.inputs) > 1:
+        axes.resize(node, 1, dict(enumerate(out)))
+    elif node.op_type == "Reshape" and any(isinstance(axis, np.ndarray) for axis in out):
+        raise Unfollowed("its shape is an attribute: raise the opset to 5 or more")
+    return [out]
+
+
+def flatten(node: ir.Node, axes: Axes) -> list[list[Axis]]:
+    """Axes in front become one, and so do the others."""
+    x, dims = axes.of(node.inputs[0]), axes.dims(node.inputs[0])
+    at = attribute(node, "axis", 1)
+    at = positive(at, len(x)) if at < 0 else at
+    parts = [(x[:at], dims[:at]), (x[at:], dims[at:])]
+    return [[follow(node, part, sizes, (_product(sizes),), axes)[0] for part, sizes in parts]]
+
+
+def _product(dims: Sequence[Dim]) -> Dim:
+    known = [dim for dim in dims if isinstance(dim, int)]
+    others = [dim for dim in dims if dim != 1]
+    return math.prod(known) if len(known) == len(dims) else others[0] if len(others) == 1 else None
+
+
+def follow(node: ir.Node, x: list[Axis], before: Sequence[Dim], after: Sequence[Dim], axes: Axes) -> list[Axis]:
+    """The axes of the output of a node that leaves all elements in their order."""
+    found = factors(before, after)
+    live: dict[int, Slices] = {}  # factor → its slices
+    for at, axis in enumerate(x):
+        if isinstance(axis, Fixed):
+            continue
+        own = [f for f, factor in enumerate(found) if factor.source == at and factor.size != 1]
+        ways = [f for f in own if found[f].target is not None]
+        sizes = [found[f].size for f in own]
+        if not ways or sizes.count(None) > 1:
+            axes.freeze(axis, said(node, f"what becomes of the axis {at} of its input cannot be told"))
+            continue
+        known = math.prod(size for size in sizes if size is not None)
+        grid = axis.reshape([len(axis) // known if size is None else size for size in sizes])
+        order = ways[::-1] if axes.unit == "channel" else [*ways[-2::-1], ways[-1]]
+        taken = order[axes.choose(node, len(order), axis)]
+        for along in range(len(own) - 1, -1, -1):
+            if own[along] != taken:
+                grid = axes.join(grid, along)
+        live[taken] = grid
+    return [_target(node, at, found, live, x, after, axes) for at in range(len(after))]
+
+
+def _target(
+    node: ir.Node,
+    at: int,
+    found: list[Factor],
+    live: dict[int, Slices],
+    x: list[Axis],
+    after: Sequence[Dim],
+    axes: Axes,
+) -> Axis:
+    if after[at] == 1:
+        return SINGLE
+    own = [f for f, factor in enumerate(found) if factor.target == at and factor.size != 1]
+    alive = [f for f in own if f in live]
+    if not alive:
+        whys = [x[s].why for f in own if (s := found[f].source) is not None and isinstance(x[s], Fixed)]  # type: ignore[union-attr]
+        return Fixed(whys[0] if whys else said(node, "it splits what is removed as a whole"))
+    if len(alive) > 1 or any(found[f].size is None for f in own):
+        why = "axes of which slices could be removed become one" if len(alive) > 1 else "a size is not known"
+        for f in alive:
+            axes.freeze(live[f], said(node, why))
+        return Fixed(said(node, why))
+    shape = [found[f].size or 1 for f in own]
+    grid = live[alive[0]].reshape([size if f == alive[0] else 1 for f, size in zip(own, shape, strict=True)])
+    return np.broadcast_to(grid, shape).reshape(-1)
