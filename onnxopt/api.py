@@ -16,7 +16,8 @@ from onnxopt import recipes
 from onnxopt.errors import OptionError
 from onnxopt.model import from_proto, load, save, to_proto
 from onnxopt.pass_base import Pass
-from onnxopt.pipeline import PassManager, RunReport, Verify
+from onnxopt.pipeline import PassManager, Verify
+from onnxopt.run_report import RunReport
 from onnxopt.runtime import Feeds
 from onnxopt.traverse import without_gc
 

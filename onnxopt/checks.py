@@ -60,7 +60,8 @@ _TYPED_DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_
 
 def check_structure(model: ir.Model, origin: str) -> bool:
     """Refuse graphs that read what nothing defines, or that have no order; whether they were in order."""
-    for graph in graphs(model):
+    every = list(graphs(model))
+    for graph in every:
         for node in graph:
             for value in node.inputs:
                 if value is None or value.producer() is not None or value.graph is not None:
@@ -73,7 +74,7 @@ def check_structure(model: ir.Model, origin: str) -> bool:
             if output.producer() is None and not output.is_graph_input() and not output.is_initializer():
                 raise ModelError(f"{origin}: the output {output.name!r} is produced by nothing")
     try:
-        if all(_is_sorted(graph) for graph in graphs(model)):
+        if all(_is_sorted(graph) for graph in every):
             return True
         model.graph.sort()
         for function in model.functions.values():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -21,20 +23,53 @@ INLINE = "\x01onnxopt.inline."
 """Marks, while a file is being written, a reference to data that goes into it in that place."""
 
 
+class InlineTensor(ir.TensorProtoTensor):
+    """A small tensor as it stands in the file. onnx-ir reads type, dims and data anew whenever it is asked."""
+
+    @cached_property
+    def dtype(self) -> ir.DataType:  # type: ignore[override]  # the protocol lets it be set
+        return super().dtype
+
+    @cached_property
+    def shape(self) -> ir.Shape:  # type: ignore[override]
+        return super().shape
+
+    @cached_property
+    def size(self) -> int:
+        return super().size
+
+    @cached_property
+    def nbytes(self) -> int:
+        return super().nbytes
+
+    @cached_property
+    def _array(self) -> np.ndarray[Any, Any]:
+        array = super().numpy()
+        array.flags.writeable = False
+        return array
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        return self._array
+
+
 def resolve_external(model: ir.Model, given: Path, real: Path) -> bool:
     """Check every external tensor against the files, and make its location absolute.
 
     Returns whether there is any besides the weights that ``load`` left in the file.
     """
     found = False
+    itself = os.fspath(real)
+    sizes: dict[str, int] = {}
     for tensor in tensors(model):
         if not is_external(tensor):
             continue
-        file = Path(tensor.location)
-        if file != real:
+        location = os.fspath(tensor.location)
+        if location != itself:
             found = True
-            file = _contained(given.parent, os.fspath(tensor.location), tensor.name)
-        size = file.stat().st_size
+            location = os.fspath(_contained(given.parent, location, tensor.name))
+        if location not in sizes:
+            sizes[location] = os.stat(location).st_size
+        size = sizes[location]
         length = tensor.nbytes if tensor.length is None else tensor.length
         if length != tensor.nbytes:
             raise ModelError(
@@ -43,10 +78,10 @@ def resolve_external(model: ir.Model, given: Path, real: Path) -> bool:
             )
         if (tensor.offset or 0) < 0 or (tensor.offset or 0) + length > size:
             raise ModelError(
-                f"{given}: {file.name} is too short: the tensor {tensor.name!r} ends at byte "
+                f"{given}: {Path(location).name} is too short: the tensor {tensor.name!r} ends at byte "
                 f"{(tensor.offset or 0) + length}, the file has {size}; fetch the data file again"
             )
-        tensor._location = os.fspath(file)  # onnx-ir offers no setter; absolute, so that cwd does not matter
+        tensor._location = location  # onnx-ir offers no setter; absolute, so that cwd does not matter
     return found
 
 
@@ -88,7 +123,10 @@ def offloaded(body: memoryview, offset: int, file: Path) -> list[wire.Piece] | N
 
 def inlined(body: memoryview, payloads: list[ir.TensorProtocol]) -> list[wire.Piece] | None:
     """The inverse: a ``TensorProto`` that refers to ``payloads`` by number gets its data back."""
-    tensor = onnx.TensorProto.FromString(bytes(body))
+    content = bytes(body)
+    if INLINE.encode() not in content:
+        return None
+    tensor = onnx.TensorProto.FromString(content)
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return None
     location = tensor.external_data[0].value

@@ -9,14 +9,17 @@ types, and what replaces a value inherits its name and metadata.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.nodes import attribute, bodies, constant_tensor, discard, label, sole_reader
 from onnxopt.shapes import Dims, Facts
 from onnxopt.traverse import graphs
+
+__all__ = ["AttributeValue", "Editor", "attribute", "bodies", "constant_tensor", "discard", "label", "sole_reader"]
 
 AttributeValue = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | ir.TensorProtocol
 
@@ -30,14 +33,20 @@ class Editor:
         self.facts = Facts(model, untouched=untouched)
         self._index: dict[str, list[ir.Node]] | None = None
         self._is_flat = False
-        self._facts_may_improve = False
+        self._is_outdated = False
+        self._to_infer: set[ir.Node] = set()
 
     # -- looking -------------------------------------------------------------------------------------
 
     def graphs(self) -> Iterator[ir.Graph]:
         """The main graph, the local functions, and every body inside them."""
+        return iter((self.model.graph,)) if self.is_flat else graphs(self.model)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether there is only the main graph: no bodies and no local functions."""
         self._indexed()
-        return iter((self.model.graph,)) if self._is_flat else graphs(self.model)
+        return self._is_flat
 
     def nodes(self, ops: Iterable[str]) -> Iterator[ir.Node]:
         """Every node of these operator types in the standard domain, at any depth, in order.
@@ -45,7 +54,7 @@ class Editor:
         Nodes inserted meanwhile are included, removed ones are not.
         """
         index = self._indexed()
-        for op in sorted(ops):
+        for op in _sorted(frozenset(ops)):
             for node in index.get(op, ()):  # a list that grows while we walk: new nodes get their turn
                 if node.graph is not None and node.op_type == op and node.domain == "":
                     yield node
@@ -59,28 +68,27 @@ class Editor:
         return self._indexed().keys()
 
     def refresh(self) -> bool:
-        """Forget the index of nodes, and infer shapes anew if that may tell more; called between rounds.
+        """Forget the index of nodes, and infer what ``outdate_facts`` gave reason for; called between rounds.
 
-        What is known of a value stays true, so inference is worth its time only after ``outdate_facts``.
-        Returns whether more may be known now.
+        What is known of a value stays true, so there is no other reason to infer shapes anew. Returns whether more
+        may be known now than when the last round began.
         """
         self._index = None
-        if not self._facts_may_improve:
-            return False
-        self._facts_may_improve = False
-        if not self.facts.may_improve(v for graph in self.graphs() for node in graph for v in node.outputs if v.name):
-            return False
-        self.facts.infer()
-        return True
+        if self._is_outdated:
+            self.facts.infer()
+        elif self._to_infer:
+            self.facts.propagate(self.graphs(), self._to_infer)
+        improved = self._is_outdated or self.facts.improved
+        self._is_outdated, self.facts.improved, self._to_infer = False, False, set()
+        return improved
 
-    def outdate_facts(self, constant: ir.Value | None = None) -> None:
-        """Say that inference would know more now: a body was inlined, or ``constant``, which may be a shape or a
-        part of one, used to be computed."""
-        if constant is not None and not self._facts_may_improve:
-            outputs = [output for use in constant.uses() for output in use.node.outputs]
-            if not any(self.dtype(v) in _OF_SHAPES for v in outputs) and not self.facts.may_improve(outputs):
-                return
-        self._facts_may_improve = True
+    def outdate_facts(self, value: ir.Value | None = None) -> None:
+        """Say that inference would know more now: a body was inlined, or, of what reads ``value``, since that became
+        constant or more is known of it."""
+        if value is None:
+            self._is_outdated = True
+        else:
+            self._to_infer.update(use.node for use in value.uses())
 
     def adopt(self, other: ir.Model) -> None:
         """Let the model become what ``other`` is; ``other`` must not be used afterwards."""
@@ -110,10 +118,9 @@ class Editor:
 
     def opset(self, node: ir.Node) -> int:
         """The version of the standard operators that ``node`` is to be read by."""
-        graph = node.graph
         imports = self.model.opset_imports
-        if graph is not None and graph in self._functions:
-            imports = self._functions[graph].opset_imports
+        if self.model.functions and node.graph is not None and (function := self._functions.get(node.graph)):
+            imports = function.opset_imports
         return imports.get("", 1)
 
     @cached_property
@@ -277,8 +284,10 @@ class Editor:
                 return False
             self.take_over(old, new)
         else:
-            if self.facts.shape(new) is None:
-                self.facts.learn(new, self.facts.dtype(old), self.facts.shape(old))
+            for improved in self.facts.join(new, old):
+                self.outdate_facts(improved)
+            if constant_tensor(new) is not None:
+                self.outdate_facts(old)
             old.replace_all_uses_with(new)
         return True
 
@@ -334,75 +343,6 @@ class Editor:
         return names
 
 
-_OF_SHAPES = (ir.DataType.INT64, ir.DataType.INT32, None)
-
-
-def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of a constant (see ``Editor.constant``) without reading its data."""
-    if value is None:
-        return None
-    node = value.producer()
-    if node is None:
-        if value.is_initializer() and not value.is_graph_input():
-            return value.const_value
-        return None
-    if node.op_type != "Constant" or node.domain != "":
-        return None
-    for key, attribute in node.attributes.data.items():
-        if attribute.is_ref():
-            return None
-        if key == "value":
-            tensor: ir.TensorProtocol = attribute.value
-            return tensor
-        if key in _CONSTANT_TYPES and attribute.type != ir.AttributeType.UNDEFINED:
-            return ir.Tensor(np.array(attribute.value, dtype=_CONSTANT_TYPES[key]))
-    return None
-
-
-_CONSTANT_TYPES = {
-    "value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32
-}  # fmt: skip
-
-
-def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """The value of an attribute, or ``default``; a reference to a function's attribute has no value: ``None``."""
-    found = node.attributes.data.get(name)
-    if found is None:
-        return default
-    return None if found.is_ref() else found.value
-
-
-def label(node: ir.Node) -> str:
-    """How reports and filters call a node: its name, else its first output, else its operator."""
-    if node.name:
-        return node.name
-    return next((v.name for v in node.outputs if v.name), "") or node.op_type
-
-
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs in the attributes of ``node``."""
-    for found in node.attributes.data.values():
-        kind = found.type
-        if kind is ir.AttributeType.GRAPH and not found.is_ref():
-            yield found.as_graph()
-        elif kind is ir.AttributeType.GRAPHS and not found.is_ref():
-            yield from found.as_graphs()
-
-
-def discard(graph: ir.Graph) -> None:
-    """Take every node out of a body that has lost its place, so that none of them counts as a reader."""
-    nodes = tuple(graph)
-    for node in nodes:
-        for at in range(len(node.inputs)):
-            node.replace_input_with(at, None)
-        for body in bodies(node):
-            discard(body)
-    graph.remove(nodes)
-
-
-def sole_reader(value: ir.Value) -> ir.Node | None:
-    """The one node that reads ``value``, if there is exactly one reading and it is no graph output."""
-    uses = value.uses()
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    return next(iter(uses)).node
+@cache
+def _sorted(ops: frozenset[str]) -> tuple[str, ...]:
+    return tuple(sorted(ops))

@@ -30,6 +30,7 @@ from onnxopt.errors import ModelError, OutputError
 from onnxopt.external import (
     INLINE,
     OFFLOAD_BYTES,
+    InlineTensor,
     external_stub,
     in_memory,
     in_place,
@@ -183,12 +184,12 @@ def save(
     """
     target = writable(path, force)
     source = source_of(model)
-    inputs = {Path(t.path) for t in tensors(model) if is_external(t)}
+    stored = list(tensors(model))
+    inputs = {Path(tensor.path) for tensor in stored if is_external(tensor)}
     _keep_off(target, inputs if source is None else {source.path, *inputs})
     if external_data is None:
         external_data = source is not None and source.has_external_data
-    total = weight_bytes(model)
-    if total >= PROTOBUF_LIMIT - 64 * 1024 * 1024:
+    if sum(tensor.nbytes for tensor in stored) >= PROTOBUF_LIMIT - 64 * 1024 * 1024:
         external_data = True
     payloads: list[ir.TensorProtocol] = []
     inline: list[ir.TensorProtocol] = []
@@ -258,8 +259,11 @@ def _from_owned_proto(proto: onnx.ModelProto, origin: str, *, slim: bool = False
         raise ModelError(f"{origin} is not a valid model: {_root(error)}") from error
     for graph in graphs(model):
         for name, value in graph.initializers.items():
+            tensor = value.const_value
             if name in aside.sparse:
                 value.const_value = None
+            elif type(tensor) is ir.TensorProtoTensor:
+                value.const_value = InlineTensor(tensor.raw)
             if name in declared:
                 value.meta[_DECLARED] = True
     model.graph.meta[_ASIDE] = aside

@@ -105,7 +105,7 @@ class Context:
     evaluation: Dataset | None = None
     """Held-out samples, disjoint from those, to judge by."""
     original: ir.Model | None = None
-    """The model as it was before the first lossy pass of this run; not to be edited."""
+    """The model as it was before this run first changed what it computes; not to be edited."""
     on_progress: Callable[[str], None] | None = None
     """Called with what work that takes long is at."""
     _statistics: tuple[int, Statistics] | None = None
@@ -139,12 +139,14 @@ class Pass(ABC):
     """One transformation of a model.
 
     ``exact`` passes keep every output up to the rounding of floats and are run until nothing changes;
-    others are run once and measured. ``ops`` names the operator types without which the pass has nothing to
-    do (``None``: always run it). ``needs`` says what data it cannot do without.
+    others are run once and measured. Of these some keep outputs up to rounding too (``keeps_function``): passes
+    behind them take the model that they leave for the original. ``ops`` names the operator types without which
+    the pass has nothing to do (``None``: always run it). ``needs`` says what data it cannot do without.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool]
+    keeps_function: ClassVar[bool] = False
     ops: ClassVar[frozenset[str] | None] = None
     needs: ClassVar[Needs] = "none"
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from onnxopt.graph import Editor
 from onnxopt.model import copy
 from onnxopt.pass_base import Context, Gate, Pass, PassFailure, Report
 from onnxopt.probes import interface_inputs
+from onnxopt.run_report import RunReport
 from onnxopt.runtime import Feeds, Session, Snapshot
 from onnxopt.shapes import check_types
 from onnxopt.traverse import without_gc
@@ -40,33 +40,6 @@ MAX_CULPRITS = 8
 
 AUDIT_KEY = "onnxopt.passes"
 """The metadata entry of the model that says what was run on it."""
-
-
-@dataclass
-class RunReport:
-    """What a run of a pipeline did."""
-
-    passes: list[Report] = field(default_factory=list)
-    """One report a pass, in order, summed over its rounds."""
-    problems: list[str] = field(default_factory=list)
-    """Passes and nodes that failed verification and were left out."""
-    verification: str = "off"
-    """What was checked and what came of it, in a sentence."""
-    verified: bool = False
-    """Whether the outputs were compared with the original's, and agree."""
-    fidelity: dict[str, dict[str, float]] = field(default_factory=dict)
-    """For each lossy pass, the SQNR in dB of each output against the model before it."""
-    quality: dict[str, Quality] = field(default_factory=dict)
-    """For each lossy pass, all that was measured of it, against the model before it."""
-    overall: Quality | None = None
-    """All lossy passes together, against the model before the first of them."""
-    warnings: list[str] = field(default_factory=list)
-    """Why what this report says should be taken with care."""
-
-    @property
-    def changed(self) -> int:
-        """The number of changes made by all passes."""
-        return sum(report.changed for report in self.passes)
 
 
 class PassManager:
@@ -155,6 +128,8 @@ class _Run:
         self._reference: Reference | None = None
         self._excluded: set[tuple[str, str]] = set()
         self._original: ir.Model | None = None
+        self._source: ir.Model | None = None
+        self._keeps_function = True
         manager.on_stage("data")
         self._samples = Samples.of(manager.data, manager.evaluation, model)
         self.report.warnings += self._samples.warnings
@@ -183,8 +158,10 @@ class _Run:
 
     def apply(self, row: list[Pass], once: bool, reload: Callable[[], ir.Model] | None) -> None:
         """Run a row of passes, to a fixed point or once, and make sure that the result is right."""
-        if once and self._original is None:
-            self._original = copy(self.model)
+        if once and self._keeps_function:  # what lossy passes did up to now was another form of the same
+            self._source = copy(self.model)
+            self._original = self._original or self._source
+            self._keeps_function = row[0].keeps_function
         if self.manager.verify == "each" and not once:
             for pass_ in row:
                 self._apply_verified([pass_], once, None)
@@ -281,10 +258,12 @@ class _Run:
                 found[id(pass_)] = _merge(found.get(id(pass_)), report)
                 if not report.changed:
                     settled[id(pass_)] = len(gate.log)
-            if once or len(gate.log) == start or gate.closed:
+            if once or gate.closed:
                 return
             if editor.refresh():
                 settled.clear()
+            elif len(gate.log) == start:
+                return
             log.debug("round %d made %d changes", round_, len(gate.log) - start)
         raise PassFailure(row[-1].name, "*") from PassError(f"no fixed point after {MAX_ROUNDS} rounds")
 
@@ -292,7 +271,7 @@ class _Run:
         def say(text: str) -> None:
             self.manager.on_stage(f"{pass_.name}: {text}")
 
-        return Context(editor, gate, self._samples.calibration, self._samples.evaluation, self._original, say)
+        return Context(editor, gate, self._samples.calibration, self._samples.evaluation, self._source, say)
 
     @staticmethod
     def _run_pass(pass_: Pass, context: Context) -> Report:

@@ -190,6 +190,8 @@ class RewritePass(NodePass):
         said: set[tuple[ir.Node, str]] = set()  # a shorter rule need not repeat what a longer one refused
         present = context.editor.op_types()
         for each in (rule_.among(present) for rule_ in self.rules):
+            if not each.roots:
+                continue
 
             def attempt(node: ir.Node, editor: Editor, each: Rule = each) -> str | None:
                 try:

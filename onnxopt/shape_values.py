@@ -9,7 +9,7 @@ negative), or ``None`` where nothing is known.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute, constant_tensor
+from onnxopt.shapes import Dim, Dims
 
 Elements = npt.NDArray[np.object_]
+
+_TAKE_SHAPES = ("Reshape", "Expand", "ConstantOfShape")
 
 MAX_ELEMENTS = 64
 """Longer tensors are data, not shapes."""
@@ -31,11 +34,18 @@ class ShapeValues:
     """What is known of the elements of small integer tensors."""
 
     def __init__(self, editor: Editor) -> None:
-        """Evaluate every node of the model once, in order."""
+        """Evaluate every node of the model once, in order.
+
+        What computed shapes say of the values that get them, and what follows for the values behind, is told to
+        the facts of ``editor``: inference by onnx does not follow most of these computations.
+        """
         self._editor = editor
         self._known: dict[ir.Value, Elements] = {}
+        improved: set[ir.Value | None] = set()
         for graph in editor.graphs():
             for node in graph:
+                if editor.facts.may_improve(node.outputs):
+                    improved.update(self._infer_again(node, improved))
                 rule = _RULES.get(node.op_type)
                 if rule is None or node.domain != "" or len(node.outputs) != 1:
                     continue
@@ -58,6 +68,35 @@ class ShapeValues:
         """What is known of the outputs of nodes, in the order of the nodes; of constants it is no news."""
         found = ((value.producer(), elements) for value, elements in self._known.items())
         return [(node, elements) for node, elements in found if node is not None and node.op_type != "Constant"]
+
+    def _infer_again(self, node: ir.Node, improved: Set[ir.Value | None]) -> Iterator[ir.Value]:
+        """Infer the outputs of ``node`` from what is known here of its inputs; yields those of which that told more."""
+        facts = self._editor.facts
+        found = {v: self._ints(v) for v in node.inputs if v in self._known and constant_tensor(v) is None}
+        computed = {value: numbers for value, numbers in found.items() if numbers is not None}
+        if computed or not improved.isdisjoint(node.inputs):
+            yield from facts.infer_again(node, computed)
+        shape = self.output_shape(node) if node.op_type in _TAKE_SHAPES and node.domain == "" else None
+        if shape is not None and facts.refine(node.outputs[0], shape):
+            yield node.outputs[0]
+
+    def output_shape(self, node: ir.Node) -> Dims | None:
+        """The dims that a node which takes a shape gives its output, as far as they are known."""
+        source = node.inputs[0]
+        if node.op_type == "ConstantOfShape":
+            elements = self.of(source)
+            return None if elements is None or elements.ndim != 1 else tuple(elements)
+        elements, dims = self.of(node.inputs[1]), self._editor.shape(source)
+        if elements is None or elements.ndim != 1:
+            return None
+        if node.op_type == "Expand":
+            return None if dims is None else _broadcast(dims, tuple(elements))
+        copies = attribute(node, "allowzero", 0) == 0
+        known = dims or ()
+        return tuple(
+            (known[at] if at < len(known) else None) if x == 0 and copies else None if x == -1 else x
+            for at, x in enumerate(elements)
+        )
 
     def _evaluate(self, rule: _Rule, node: ir.Node) -> Elements | None:
         try:
@@ -159,6 +198,8 @@ class ShapeValues:
         a, b = self.of(node.inputs[0]), self.of(node.inputs[1])
         if a is None or b is None:
             return None
+        if attribute(node, "fmod", 0) != 0:  # of Mod: then the sign is that of the dividend
+            return None
         operation = _ARITHMETIC[node.op_type]
         left, right = np.broadcast_arrays(a, b)
         pairs = zip(left.reshape(-1), right.reshape(-1), strict=True)
@@ -223,6 +264,20 @@ _RULES: dict[str, _Rule] = {
 }  # fmt: skip
 
 
+def _broadcast(a: Dims, b: Dims) -> Dims:
+    """The dims of two shapes broadcast against each other, ``None`` each that depends on sizes not known."""
+
+    def common(x: Dim, y: Dim) -> Dim:
+        if x in (1, y):
+            return y
+        if y == 1 or (isinstance(x, int) and x > 1):
+            return x
+        return y if isinstance(y, int) and y > 1 else None
+
+    rank = max(len(a), len(b))
+    return tuple(map(common, (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b))
+
+
 def _objects(items: Any) -> Elements:
     array = np.empty(len(items), dtype=object)
     array[:] = list(items)
@@ -282,7 +337,7 @@ def _div(x: Any, y: Any) -> Any:
 
 
 def _mod(x: Any, y: Any) -> Any:
-    return x % y if _is_number(x) and _is_number(y) and x >= 0 and y > 0 else None
+    return x % y if _is_number(x) and _is_number(y) and y != 0 else None
 
 
 def _max(x: Any, y: Any) -> Any:

@@ -7,14 +7,19 @@ model's own ``value_info`` is believed only for outputs of operators that onnx d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
 from onnxopt.errors import ModelError
 from onnxopt.model import outline, slim_proto
+from onnxopt.nodes import constant_tensor
+from onnxopt.traverse import graphs
 
 Dim = int | str | None
 Dims = tuple[Dim, ...]
@@ -31,6 +36,8 @@ class Facts:
         self._dtypes: dict[ir.Value, ir.DataType | None] = {}
         self._shapes: dict[ir.Value, Dims | None] = {}
         self._retried: set[ir.Value] = set()
+        self.improved = False
+        """Whether ``refine`` had news; for the reader to reset."""
         self._runs = 0
         self._infer(outline(model, untouched=untouched))
 
@@ -52,27 +59,55 @@ class Facts:
         """Note what a pass knows of a value that it made."""
         self._dtypes[value], self._shapes[value] = dtype, shape
 
+    def join(self, value: ir.Value, other: ir.Value) -> list[ir.Value]:
+        """Note that both hold the same data; returns those of the two of which more is known now."""
+        known = {each: self.shape(each) for each in (value, other)}
+        if known[value] is None:
+            self.learn(value, self.dtype(other), known[other])
+        elif (shape := known[other]) is not None:
+            self._shapes[value] = _union(known[value], shape)
+        return [each for each, shape in known.items() if shape != self._shapes[value]]
+
+    def refine(self, value: ir.Value, shape: Dims) -> bool:
+        """Note what is known of a value from elsewhere; returns whether that is news."""
+        known = self.shape(value)
+        found = _union(known, shape)
+        if found == known:
+            return False
+        self._shapes[value] = found
+        self.improved = True
+        return True
+
+    def infer_again(
+        self, node: ir.Node, computed: Mapping[ir.Value, np.ndarray[Any, Any]] = MappingProxyType({})
+    ) -> list[ir.Value]:
+        """Infer the outputs of one node of whose inputs more is known: their shapes, or what the ``computed`` ones
+        hold. Returns the outputs of which that told more."""
+        found = self._inferred(node, computed)
+        return [value for value, _, shape in found if shape is not None and self.refine(value, _named(value, shape))]
+
     def infer(self) -> None:
         """Infer types and shapes; what was known of a value stays known where this says nothing."""
         self._infer(outline(self._model))
+
+    def propagate(self, graphs: Iterable[ir.Graph], nodes: Set[ir.Node]) -> None:
+        """Infer the outputs of ``nodes``, of whose inputs more is known, and whatever follows from that."""
+        improved: set[ir.Value | None] = set()
+        for graph in graphs:
+            for node in graph:
+                if (node in nodes or not improved.isdisjoint(node.inputs)) and self.may_improve(node.outputs):
+                    improved.update(self.infer_again(node))
 
     def may_improve(self, values: Iterable[ir.Value]) -> bool:
         """Whether the shape of any of ``values`` is not known in full."""
         for value in values:
             shape = self._shapes.get(value)
-            if shape is None or any(d is None or (isinstance(d, str) and d.startswith(_MADE_UP)) for d in shape):
+            if shape is None or not all(map(_is_known, shape)):
                 return True
         return False
 
     def _infer(self, proto: onnx.ModelProto) -> None:
-        opaque = {
-            output.name or ""
-            for graph in (self._model.graph, *self._model.graph.subgraphs())
-            for node in graph
-            if node.domain not in STANDARD_DOMAINS
-            for output in node.outputs
-        }
-        _forget_value_info(proto.graph, opaque)
+        _forget_value_info(proto.graph, self._opaque())
         _add_types_of_ml(proto)
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
@@ -83,6 +118,18 @@ class Facts:
         self._retried.clear()
         self._runs += 1
         self._read(self._model.graph, inferred.graph)
+
+    def _opaque(self) -> set[str]:
+        """The outputs of operators that onnx does not know."""
+        if self._model.opset_imports.keys() <= set(STANDARD_DOMAINS):
+            return set()
+        return {
+            output.name or ""
+            for graph in graphs(self._model)
+            for node in graph
+            if node.domain not in STANDARD_DOMAINS
+            for output in node.outputs
+        }
 
     def _read(self, graph: ir.Graph, proto: onnx.GraphProto) -> None:
         found: dict[str, onnx.TypeProto] = {}
@@ -107,7 +154,8 @@ class Facts:
         if type_ is not None and type_.HasField("tensor_type"):
             dtype, shape = _read_type(type_.tensor_type, self._runs)
             self._dtypes[value] = dtype or self._dtypes.get(value)
-            self._shapes[value] = shape if shape is not None else self._shapes.get(value)
+            known = self._shapes.get(value)
+            self._shapes[value] = shape if known is None else known if shape is None else _union(shape, known)
 
     def _look_up(self, value: ir.Value) -> None:
         """What can be said of a value that inference did not name: a constant, or the output of a new node."""
@@ -115,17 +163,26 @@ class Facts:
         tensor = value.const_value if value.is_initializer() else None
         if tensor is not None:
             self.learn(value, tensor.dtype, tuple(tensor.shape.numpy()))
-        elif (node := value.producer()) is not None and node.domain == "":
-            self._infer_node(node)
+        elif (node := value.producer()) is not None:
+            self._learn_from(node)
 
     def _retry(self, value: ir.Value) -> None:
         """Inside a body, onnx does not see the constants of the graphs around it, such as axes; we do."""
         self._retried.add(value)
         node = value.producer()
-        if node is not None and node.graph is not self._model.graph and node.domain == "":
-            self._infer_node(node)
+        if node is not None and node.graph is not self._model.graph:
+            self._learn_from(node)
 
-    def _infer_node(self, node: ir.Node) -> None:
+    def _learn_from(self, node: ir.Node) -> None:
+        for value, dtype, shape in self._inferred(node):
+            self.learn(value, dtype, shape)
+
+    def _inferred(
+        self, node: ir.Node, computed: Mapping[ir.Value, np.ndarray[Any, Any]] = MappingProxyType({})
+    ) -> list[tuple[ir.Value, ir.DataType | None, Dims | None]]:
+        """What follows for the outputs of ``node`` from what is known of its inputs."""
+        if node.domain != "":
+            return []
         try:
             schema = onnx.defs.get_schema(node.op_type, self._model.opset_imports.get("", 1))
             types: dict[str, onnx.TypeProto] = {}
@@ -135,24 +192,44 @@ class Facts:
                     continue
                 dtype, shape = self.dtype(value), self.shape(value)
                 if dtype is None:
-                    return
+                    return []
                 types[value.name or ""] = onnx.helper.make_tensor_type_proto(dtype.value, shape)
-                if value.is_initializer() and value.const_value is not None and value.const_value.nbytes < 1024:
-                    data[value.name or ""] = ir.serde.serialize_tensor(value.const_value)
+                if value in computed:
+                    data[value.name or ""] = onnx.numpy_helper.from_array(computed[value])
+                elif (tensor := constant_tensor(value)) is not None and tensor.nbytes < 1024:
+                    data[value.name or ""] = ir.serde.serialize_tensor(tensor)
             outputs = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
-        except Exception:  # inference that fails tells us nothing, which is what is noted already
-            return
+        except Exception:  # inference that fails tells us nothing
+            return []
+        found = []
         for value in node.outputs:
             type_ = outputs.get(value.name or "")
             if type_ is not None and type_.HasField("tensor_type"):
                 dtype, shape = _read_type(type_.tensor_type)
                 if shape is not None and node.op_type == "Slice" and schema.since_version == _WRONG_SLICE:
                     shape = tuple(dim if isinstance(dim, int) else None for dim in shape)
-                self.learn(value, dtype, shape)
+                found.append((value, dtype, shape))
+        return found
 
 
 _MADE_UP = "unk__"
 """How the symbols begin that onnx makes up for dims it cannot tell."""
+
+
+def _is_known(dim: Dim) -> bool:
+    return dim is not None and not (isinstance(dim, str) and dim.startswith(_MADE_UP))
+
+
+def _named(value: ir.Value, shape: Dims) -> Dims:
+    """``shape`` with a symbol for each dim that has none, as onnx makes them up."""
+    return tuple(f"{_MADE_UP}{value.name}, axis {axis}" if dim is None else dim for axis, dim in enumerate(shape))
+
+
+def _union(first: Dims | None, second: Dims) -> Dims:
+    """What both say together; where both know a dim, or neither, the first counts."""
+    if first is None or len(first) != len(second):
+        return first or second
+    return tuple(y if _is_known(y) and not _is_known(x) else x for x, y in zip(first, second, strict=True))
 
 
 def _read_type(type_: onnx.TypeProto.Tensor, run: int = 0) -> tuple[ir.DataType | None, Dims | None]:

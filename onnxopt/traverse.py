@@ -49,6 +49,7 @@ def _inner(graph: ir.Graph) -> Iterator[ir.Graph]:
 
 _GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
 _TENSOR, _TENSORS = ir.AttributeType.TENSOR, ir.AttributeType.TENSORS
+_HOLDERS = frozenset({_GRAPH, _GRAPHS, _TENSOR, _TENSORS})
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -58,12 +59,19 @@ def weight_bytes(model: ir.Model) -> int:
 
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Every tensor stored in the model: initializers and node attributes, at any depth."""
-    for graph in graphs(model):
-        yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
-        for node in graph:
-            for attribute in node.attributes.data.values():
-                kind = attribute.type
-                if kind is _TENSOR and not attribute.is_ref():
-                    yield attribute.value
-                elif kind is _TENSORS and not attribute.is_ref():
-                    yield from attribute.value
+    for holder in (model.graph, *(f.graph for f in model.functions.values())):
+        yield from _tensors(holder)
+
+
+def _tensors(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
+    yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
+    for node in graph:
+        for attribute in node.attributes.data.values():
+            kind = attribute.type
+            if kind not in _HOLDERS or attribute.is_ref():
+                continue
+            for held in (attribute.value,) if kind is _TENSOR or kind is _GRAPH else tuple(attribute.value):
+                if kind is _TENSOR or kind is _TENSORS:
+                    yield held
+                else:
+                    yield from _tensors(held)

@@ -53,8 +53,9 @@ def replace_file(target: Path) -> Iterator[BinaryIO]:
             temporary = Path(file.name)
             yield cast(BinaryIO, file)
             file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
+            if replaces := target.exists():  # then what is there must outlive a crash of the machine too
+                os.fsync(file.fileno())
+        if replaces:
             mode = target.stat().st_mode
         else:
             mask = os.umask(0)

@@ -1,116 +1,93 @@
 """The catalogue: every pass, in the order in which the docs list them.
 
-A newcomer adds a module, a line here, and a test.
+A newcomer adds a module, a line here, and a test. A pass is imported when it is used: to import all of them takes
+longer than to clean a small model.
 """
+
+from __future__ import annotations
 
 if __name__ != "onnxopt.passes":
     raise ImportError("import onnxopt.passes, not passes: a second copy of every class would appear")
 
-from onnxopt.pass_base import Pass
-from onnxopt.passes.cleanup.convert_opset import ConvertOpset
-from onnxopt.passes.cleanup.drop_default_inputs import DropDefaultInputs
-from onnxopt.passes.cleanup.drop_impossible_branches import DropImpossibleBranches
-from onnxopt.passes.cleanup.drop_initializer_inputs import DropInitializerInputs
-from onnxopt.passes.cleanup.drop_unused_opsets import DropUnusedOpsets
-from onnxopt.passes.cleanup.fold_affine import FoldAffine
-from onnxopt.passes.cleanup.fold_batch_norm import FoldBatchNorm
-from onnxopt.passes.cleanup.fold_constants import FoldConstants
-from onnxopt.passes.cleanup.fold_pad import FoldPad
-from onnxopt.passes.cleanup.fold_shapes import FoldShapes
-from onnxopt.passes.cleanup.fold_transpose import FoldTranspose
-from onnxopt.passes.cleanup.fuse_attention import FuseAttention
-from onnxopt.passes.cleanup.fuse_gelu import FuseGelu
-from onnxopt.passes.cleanup.fuse_gemm import FuseGemm
-from onnxopt.passes.cleanup.fuse_global_pool import FuseGlobalPool
-from onnxopt.passes.cleanup.fuse_group_norm import FuseGroupNorm
-from onnxopt.passes.cleanup.fuse_hard_sigmoid import FuseHardSigmoid
-from onnxopt.passes.cleanup.fuse_hard_swish import FuseHardSwish
-from onnxopt.passes.cleanup.fuse_instance_norm import FuseInstanceNorm
-from onnxopt.passes.cleanup.fuse_layer_norm import FuseLayerNorm
-from onnxopt.passes.cleanup.fuse_mish import FuseMish
-from onnxopt.passes.cleanup.fuse_rms_norm import FuseRmsNorm
-from onnxopt.passes.cleanup.fuse_softplus import FuseSoftplus
-from onnxopt.passes.cleanup.fuse_split import FuseSplit
-from onnxopt.passes.cleanup.fuse_swish import FuseSwish
-from onnxopt.passes.cleanup.inline_functions import InlineFunctions
-from onnxopt.passes.cleanup.inline_if import InlineIf
-from onnxopt.passes.cleanup.lift_constants import LiftConstants
-from onnxopt.passes.cleanup.merge_affine import MergeAffine
-from onnxopt.passes.cleanup.merge_casts import MergeCasts
-from onnxopt.passes.cleanup.merge_clips import MergeClips
-from onnxopt.passes.cleanup.merge_concats import MergeConcats
-from onnxopt.passes.cleanup.merge_duplicates import MergeDuplicates
-from onnxopt.passes.cleanup.merge_initializers import MergeInitializers
-from onnxopt.passes.cleanup.merge_reshapes import MergeReshapes
-from onnxopt.passes.cleanup.merge_slices import MergeSlices
-from onnxopt.passes.cleanup.merge_transposes import MergeTransposes
-from onnxopt.passes.cleanup.push_transposes import PushTransposes
-from onnxopt.passes.cleanup.remove_dead import RemoveDead
-from onnxopt.passes.cleanup.remove_no_ops import RemoveNoOps
-from onnxopt.passes.cleanup.sink_constants import SinkConstants
-from onnxopt.passes.quantize.adaround import Adaround
-from onnxopt.passes.quantize.convert_bf16 import ConvertBf16
-from onnxopt.passes.quantize.convert_fp16 import ConvertFp16
-from onnxopt.passes.quantize.convert_qoperator import ConvertQoperator
-from onnxopt.passes.quantize.correct_bias import CorrectBias
-from onnxopt.passes.quantize.dequantize import Dequantize
-from onnxopt.passes.quantize.equalize_channels import EqualizeChannels
-from onnxopt.passes.quantize.quantize_dynamic import QuantizeDynamic
-from onnxopt.passes.quantize.quantize_static import QuantizeStatic
-from onnxopt.passes.quantize.quantize_weights import QuantizeWeights
-from onnxopt.passes.quantize.smooth_activations import SmoothActivations
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-ALL: tuple[type[Pass], ...] = (
-    DropInitializerInputs,
-    InlineFunctions,
-    LiftConstants,
-    DropImpossibleBranches,
-    InlineIf,
-    RemoveNoOps,
-    FoldShapes,
-    FoldConstants,
-    DropDefaultInputs,
-    FuseSplit,
-    MergeCasts,
-    MergeClips,
-    MergeConcats,
-    MergeReshapes,
-    MergeSlices,
-    MergeTransposes,
-    FoldTranspose,
-    PushTransposes,
-    FuseGelu,
-    FuseHardSwish,
-    FuseHardSigmoid,
-    FuseSoftplus,
-    FuseMish,
-    FuseSwish,
-    FuseInstanceNorm,
-    FuseGroupNorm,
-    FuseLayerNorm,
-    FuseRmsNorm,
-    FuseGlobalPool,
-    FoldBatchNorm,
-    FoldAffine,
-    MergeAffine,
-    FoldPad,
-    FuseGemm,
-    FuseAttention,
-    MergeInitializers,
-    MergeDuplicates,
-    RemoveDead,
-    DropUnusedOpsets,
-    ConvertOpset,
-    SinkConstants,
-    EqualizeChannels,
-    SmoothActivations,
-    QuantizeStatic,
-    Adaround,
-    CorrectBias,
-    QuantizeDynamic,
-    QuantizeWeights,
-    ConvertQoperator,
-    Dequantize,
-    ConvertFp16,
-    ConvertBf16,
-)
+if TYPE_CHECKING:
+    from onnxopt.pass_base import Pass
+
+CATALOGUE: dict[str, str] = {
+    "drop-initializer-inputs": "cleanup.drop_initializer_inputs.DropInitializerInputs",
+    "inline-functions": "cleanup.inline_functions.InlineFunctions",
+    "lift-constants": "cleanup.lift_constants.LiftConstants",
+    "drop-impossible-branches": "cleanup.drop_impossible_branches.DropImpossibleBranches",
+    "inline-if": "cleanup.inline_if.InlineIf",
+    "remove-no-ops": "cleanup.remove_no_ops.RemoveNoOps",
+    "fold-shapes": "cleanup.fold_shapes.FoldShapes",
+    "fold-constants": "cleanup.fold_constants.FoldConstants",
+    "drop-default-inputs": "cleanup.drop_default_inputs.DropDefaultInputs",
+    "fuse-split": "cleanup.fuse_split.FuseSplit",
+    "merge-casts": "cleanup.merge_casts.MergeCasts",
+    "merge-clips": "cleanup.merge_clips.MergeClips",
+    "merge-concats": "cleanup.merge_concats.MergeConcats",
+    "merge-reshapes": "cleanup.merge_reshapes.MergeReshapes",
+    "merge-slices": "cleanup.merge_slices.MergeSlices",
+    "fuse-gather": "cleanup.fuse_gather.FuseGather",
+    "merge-transposes": "cleanup.merge_transposes.MergeTransposes",
+    "merge-wheres": "cleanup.merge_wheres.MergeWheres",
+    "fold-transpose": "cleanup.fold_transpose.FoldTranspose",
+    "push-transposes": "cleanup.push_transposes.PushTransposes",
+    "fuse-gelu": "cleanup.fuse_gelu.FuseGelu",
+    "fuse-hard-swish": "cleanup.fuse_hard_swish.FuseHardSwish",
+    "fuse-hard-sigmoid": "cleanup.fuse_hard_sigmoid.FuseHardSigmoid",
+    "fuse-softplus": "cleanup.fuse_softplus.FuseSoftplus",
+    "fuse-mish": "cleanup.fuse_mish.FuseMish",
+    "fuse-swish": "cleanup.fuse_swish.FuseSwish",
+    "fuse-instance-norm": "cleanup.fuse_instance_norm.FuseInstanceNorm",
+    "fuse-group-norm": "cleanup.fuse_group_norm.FuseGroupNorm",
+    "fuse-layer-norm": "cleanup.fuse_layer_norm.FuseLayerNorm",
+    "fuse-rms-norm": "cleanup.fuse_rms_norm.FuseRmsNorm",
+    "fuse-global-pool": "cleanup.fuse_global_pool.FuseGlobalPool",
+    "fold-batch-norm": "cleanup.fold_batch_norm.FoldBatchNorm",
+    "fold-affine": "cleanup.fold_affine.FoldAffine",
+    "merge-affine": "cleanup.merge_affine.MergeAffine",
+    "fold-pad": "cleanup.fold_pad.FoldPad",
+    "fuse-gemm": "cleanup.fuse_gemm.FuseGemm",
+    "fuse-attention": "cleanup.fuse_attention.FuseAttention",
+    "merge-initializers": "cleanup.merge_initializers.MergeInitializers",
+    "merge-duplicates": "cleanup.merge_duplicates.MergeDuplicates",
+    "remove-dead": "cleanup.remove_dead.RemoveDead",
+    "drop-unused-opsets": "cleanup.drop_unused_opsets.DropUnusedOpsets",
+    "convert-opset": "cleanup.convert_opset.ConvertOpset",
+    "sink-constants": "cleanup.sink_constants.SinkConstants",
+    "prune-weights": "prune.prune_weights.PruneWeights",
+    "prune-channels": "prune.prune_channels.PruneChannels",
+    "reconstruct": "prune.reconstruct.Reconstruct",
+    "equalize-channels": "quantize.equalize_channels.EqualizeChannels",
+    "smooth-activations": "quantize.smooth_activations.SmoothActivations",
+    "quantize-static": "quantize.quantize_static.QuantizeStatic",
+    "adaround": "quantize.adaround.Adaround",
+    "correct-bias": "quantize.correct_bias.CorrectBias",
+    "quantize-dynamic": "quantize.quantize_dynamic.QuantizeDynamic",
+    "quantize-weights": "quantize.quantize_weights.QuantizeWeights",
+    "convert-qoperator": "quantize.convert_qoperator.ConvertQoperator",
+    "dequantize": "quantize.dequantize.Dequantize",
+    "convert-fp16": "quantize.convert_fp16.ConvertFp16",
+    "convert-bf16": "quantize.convert_bf16.ConvertBf16",
+}
+"""The name of each pass, with its module and class in this package."""
+
+ALL: tuple[type[Pass], ...]
+"""Every pass; made, and all modules imported, when it is asked for."""
+
+
+def imported(name: str) -> type[Pass]:
+    """The pass of that name; raises ``KeyError`` if there is none."""
+    module, _, title = CATALOGUE[name].rpartition(".")
+    found: type[Pass] = getattr(import_module(f"onnxopt.passes.{module}"), title)
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    if name != "ALL":
+        raise AttributeError(f"module 'onnxopt.passes' has no attribute {name!r}")
+    return tuple(map(imported, CATALOGUE))

@@ -344,6 +344,7 @@ def test_disk_is_full(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, call, full)
+    (model.parent / "out.onnx").write_text("an earlier output")  # only that is synced for
     with untouched(model.parent):
         with pytest.raises(OutputError, match="No space left"):
             onnxopt.optimize(model).save(model.parent / "out.onnx", force=True, external_data=bool(options))

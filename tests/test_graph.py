@@ -177,3 +177,14 @@ def test_attributes_labels_and_readers() -> None:
     assert label(relu) == "first"
     assert sole_reader(relu.outputs[0]) is None
     assert attribute(relu, "alpha", 0.5) == 0.5
+
+
+def test_what_takes_the_place_of_a_value_tells_more_of_what_is_behind_it() -> None:
+    model = graph("g (float[N, 4] x, int64[2] s) => (float[A, B] y) { r = Reshape(x, s) h = Relu(r) y = Neg(h) }")
+    editor = Editor(model)
+    reshape, relu, _ = model.graph
+    assert 4 not in (editor.shape(relu.outputs[0]) or ())
+    assert editor.redirect(reshape.outputs[0], model.graph.inputs[0])
+    assert editor.refresh()
+    assert editor.shape(relu.outputs[0]) == ("N", 4)
+    assert not editor.refresh()

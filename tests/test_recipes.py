@@ -90,3 +90,9 @@ def test_the_recipe_for_primitives_is_cleanup_without_fusions_into_newer_operato
     assert fewer == [pass_.name for pass_ in recipe("cleanup") if pass_.name in fewer]
     assert {"fuse-layer-norm", "fuse-gelu", "fuse-attention"} <= set(missing)
     assert all(name.startswith("fuse-") for name in missing)
+
+
+def test_a_pattern_needs_no_quotes() -> None:
+    (pass_,) = parse_pipeline("prune-weights{pattern=2:4}")
+    assert pass_.options() == {"pattern": "2:4"}
+    assert parse_pipeline(str(pass_)) == [pass_]

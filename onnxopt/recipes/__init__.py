@@ -30,11 +30,11 @@ import msgspec
 
 from onnxopt.errors import OptionError
 from onnxopt.pass_base import Pass
-from onnxopt.passes import ALL
+from onnxopt.passes import CATALOGUE, imported
 
 _FOLDER = Path(__file__).parent
 _STEP = re.compile(r"\s*([\w./\\:-]+)\s*(\{)?")
-_BARE_WORD = re.compile(r"(?<=[=\[,])\s*([A-Za-z_*?][\w*?./-]*)\s*(?=[,\]]|$)")
+_BARE_WORD = re.compile(r"(?<=[=\[,])\s*([A-Za-z_*?][\w*?./-]*|[1-9]\d*[:x]\d+)\s*(?=[,\]]|$)")
 
 
 class _Recipe(msgspec.Struct, forbid_unknown_fields=True):
@@ -120,11 +120,9 @@ def parse_pipeline(text: str) -> list[Pass]:
 
 def find(name: str) -> type[Pass]:
     """The pass of that name. Raises ``OptionError`` with a suggestion if there is none."""
-    for pass_ in ALL:
-        if pass_.name == name:
-            return pass_
-    known = [pass_.name for pass_ in ALL] + names()
-    raise OptionError(f"no pass is called {name!r}{_suggestion(name, known)}")
+    if name in CATALOGUE:
+        return imported(name)
+    raise OptionError(f"no pass is called {name!r}{_suggestion(name, [*CATALOGUE, *names()])}")
 
 
 def _make(where: str, options: dict[str, Any]) -> Pass:

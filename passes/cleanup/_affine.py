@@ -23,6 +23,8 @@ PRECISION = {
 }
 """Of each type of floats: binary places behind the leading one, and the largest exponent."""
 
+_ZERO, _ONE = np.zeros(()), np.ones(())
+
 FLOATS = frozenset(PRECISION)
 
 LARGEST = 1 << 16
@@ -46,11 +48,10 @@ def affine(node: ir.Node, editor: Editor) -> Affine | None:
         return None
     if (dtype := editor.dtype(node.outputs[0])) is not None and dtype not in FLOATS:
         return None
-    zero, one = np.zeros(()), np.ones(())
     if node.op_type == "Neg" and node.inputs[0] is not None:
         if editor.dtype(node.inputs[0]) not in FLOATS:
             return None
-        return Affine(node.inputs[0], -one, zero, ())
+        return Affine(node.inputs[0], -_ONE, _ZERO, ())
     if node.op_type not in _ARITHMETIC:
         return None
     for at in (1, 0):
@@ -63,16 +64,16 @@ def affine(node: ir.Node, editor: Editor) -> Affine | None:
         number = tensor.numpy().astype(np.float64)
         match node.op_type, at:
             case "Mul", _:
-                scale, shift = number, zero
+                scale, shift = number, _ZERO
             case "Div", 1:
                 with np.errstate(divide="ignore"):
-                    scale, shift = 1 / number, zero
+                    scale, shift = 1 / number, _ZERO
             case "Add", _:
-                scale, shift = one, number
+                scale, shift = _ONE, number
             case "Sub", 1:
-                scale, shift = one, -number
+                scale, shift = _ONE, -number
             case "Sub", 0:
-                scale, shift = -one, number
+                scale, shift = -_ONE, number
             case _:
                 return None
         if not (np.isfinite(scale).all() and np.isfinite(shift).all()):

@@ -69,9 +69,10 @@ class Liveness:
         self._visit(node)
         at = value.index()
         assert at is not None
-        if is_if(node):
+        op = node.op_type
+        if op == "If" and is_if(node):
             self._need(branch.outputs[at] for branch in bodies(node))
-        elif is_loop(node):
+        elif op == "Loop" and is_loop(node):
             self._need((loop_body(node).outputs[1 + at],))
             if at < len(node.inputs) - 2:
                 self._need((node.inputs[2 + at],))
@@ -80,9 +81,10 @@ class Liveness:
         if node in self._nodes:
             return
         self._nodes.add(node)
-        if is_if(node):
+        op = node.op_type
+        if op == "If" and is_if(node):
             self._need(node.inputs)
-        elif is_loop(node):
+        elif op == "Loop" and is_loop(node):
             body = loop_body(node)
             self._need((*node.inputs[:2], body.outputs[0]))
             for at, value in enumerate(body.inputs[2:]):

@@ -21,6 +21,9 @@ from onnxopt.shapes import Dim, Dims
 END = 2**31 - 1
 """From here on the end of a ``Slice`` means: to the last element."""
 
+NODE_BYTES = 48
+"""About what a node takes in a file besides its names."""
+
 REDUCTIONS = frozenset({
     "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare",
     "ReduceLogSum", "ReduceLogSumExp",
@@ -42,7 +45,7 @@ def integers(value: ir.Value | None) -> tuple[int, ...] | None:
     tensor = constant_tensor(value)
     if tensor is None or not tensor.dtype.is_integer():
         return None
-    return tuple(int(v) for v in tensor.numpy().reshape(-1))
+    return tuple(tensor.numpy().reshape(-1).tolist())
 
 
 def numbers(node: ir.Node, name: str, default: Sequence[int] = ()) -> tuple[int, ...] | None:

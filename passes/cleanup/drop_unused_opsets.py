@@ -30,6 +30,8 @@ class DropUnusedOpsets(Pass):
     def run(self, context: Context) -> Report:
         log = Log(self, context)
         model = context.editor.model
+        if model.opset_imports.keys() == {""} and not model.functions:
+            return log.report()
         needed = _domains(model.graph.all_nodes())
         for function in model.functions.values():
             used = _domains(function.all_nodes())

@@ -5,9 +5,9 @@ sessions take ten times as long. If that session fails, halves of it are tried, 
 costs only itself. What ONNX Runtime has no kernel for, ``onnx.reference`` computes.
 
 Never folded: random operators, Q/DQ nodes (they are the quantization), sequences and optionals (they are no
-tensors, so they cannot be initializers), custom operators, and whatever would
-make the file grow. A result may be as large as the constants that die with it, plus what the nodes and names
-that vanish take themselves, plus ``max_growth`` for the model as a whole: a ConstantOfShape of 100 MB stays.
+tensors, so they cannot be initializers), custom operators, and whatever would make the file grow. An output of a
+graph becomes a Constant node. A result may be as large as the constants that die with it, plus what the nodes and
+names that vanish take themselves, plus ``max_growth`` for the model as a whole: a ConstantOfShape of 100 MB stays.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import onnx_ir as ir
 from onnxopt.errors import EngineError, OptionError
 from onnxopt.graph import Editor, bodies, constant_tensor, label
 from onnxopt.pass_base import Context, Log, Pass, Report
+from onnxopt.passes.cleanup._operands import NODE_BYTES, is_read
 from onnxopt.runtime import Session, Snapshot
 
 _NEVER = frozenset({
@@ -34,9 +35,6 @@ _NEVER = frozenset({
     "SequenceConstruct", "SequenceEmpty", "SequenceAt", "SequenceInsert", "SequenceErase", "SequenceLength",
     "SplitToSequence", "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement",
 })  # fmt: skip
-
-_NODE_BYTES = 48
-"""About what a node takes in a file besides its names."""
 
 _MAX_RESULT = 256 * 1024 * 1024
 """A result of more bytes than this is not computed, whatever it would save."""
@@ -81,11 +79,15 @@ class FoldConstants(Pass):
                 continue
             if context.gate.closed or (producer := value.producer()) is None:
                 break
-            constant = editor.add_constant(producer, array, value.name or "constant")
-            value.replace_all_uses_with(constant)
-            if array.dtype.kind == "i":  # it may be a shape
-                editor.outdate_facts(constant)
-            log.changed(label(producer), f"{producer.op_type} is now a constant {list(array.shape)}")
+            name, text = label(producer), f"{producer.op_type} is now a constant {list(array.shape)}"
+            if value.is_graph_output():  # an initializer cannot take its name
+                editor.replace_node(producer, "Constant", [], {"value": ir.Tensor(np.asarray(array, order="C"))})
+            else:
+                constant = editor.add_constant(producer, array, value.name or "constant")
+                value.replace_all_uses_with(constant)
+                if array.dtype.kind == "i":  # it may be a shape
+                    editor.outdate_facts(constant)
+            log.changed(name, text)
         return log.report()
 
 
@@ -105,7 +107,7 @@ class _Plan:
         budget = float(self.max_growth)
         demanded: set[ir.Value] = set()
         for node in reversed(foldable):
-            outputs = [v for v in node.outputs if v.uses() and self._is_demanded(v, demanded)]
+            outputs = [v for v in node.outputs if is_read(v) and self._is_demanded(v, demanded)]
             if not outputs:
                 continue
             growth = sum(self._growth(v) for v in outputs)
@@ -134,11 +136,17 @@ class _Plan:
                 return False
         if node.domain != "" or node.op_type in _NEVER or not node.outputs or any(True for _ in bodies(node)):
             return False
-        if any(v.is_graph_output() for v in node.outputs) or any(a.is_ref() for a in node.attributes.values()):
+        if any(v.is_graph_output() for v in node.outputs) and not self._may_be_constant_node(node):
+            return False
+        if any(a.is_ref() for a in node.attributes.data.values()):
             return False
         if not any(v is not None for v in node.inputs) and node.op_type not in ("EyeLike",):
             return False
         return self._size(node) <= _MAX_RESULT and self.allows(node)
+
+    def _may_be_constant_node(self, node: ir.Node) -> bool:
+        opset, dtype = self.editor.opset(node), self.editor.dtype(node.outputs[0])
+        return len(node.outputs) == 1 and opset >= 9 and dtype not in (None, ir.DataType.STRING)
 
     def _size(self, node: ir.Node) -> float:
         """The bytes of the largest output, infinite if a shape is unknown and inputs are not small."""
@@ -161,35 +169,35 @@ class _Plan:
         return shape is None or math.prod(shape) <= 4096
 
     def _is_demanded(self, value: ir.Value, demanded: set[ir.Value]) -> bool:
-        return value in demanded or any(use.node not in self._set for use in value.uses())
+        return value in demanded or value.is_graph_output() or any(use.node not in self._set for use in value.uses())
 
     def _growth(self, value: ir.Value) -> float:
         """The bytes that the constant adds, less those of nodes and constants that only it needed."""
         shape, dtype = self.editor.static_shape(value), self.editor.dtype(value)
         own = 0.0 if shape is None or dtype is None else math.prod(shape) * dtype.itemsize
-        own += 24 + len(value.name or "")
+        own += 24 + (0 if value.is_graph_output() else len(value.name or ""))  # an output has its name already
         producer = value.producer()
         assert producer is not None
         dying: set[ir.Node] = {producer}
-        freed = float(_NODE_BYTES + len(producer.name or ""))
+        freed = float(NODE_BYTES + len(producer.name or ""))
         heap = [(-self._order[producer], producer)]
         while heap and freed < own + 1 and len(dying) < _MAX_CONE:  # from the last node backwards
             node = heapq.heappop(heap)[1]
             for source in dict.fromkeys(node.inputs):
-                if source is None or any(use.node not in dying for use in source.uses()):
+                if source is None or not _only_feeds(source, dying):
                     continue
                 if (tensor := constant_tensor(source)) is not None:
                     freed += tensor.nbytes + 24 + len(source.name or "")
                 maker = source.producer()
-                if maker in self._order and maker not in dying and _only_feeds(maker, dying):
+                if maker in self._order and maker not in dying and all(_only_feeds(v, dying) for v in maker.outputs):
                     dying.add(maker)
-                    freed += _NODE_BYTES + len(maker.name or "")
+                    freed += NODE_BYTES + len(maker.name or "")
                     heapq.heappush(heap, (-self._order[maker], maker))
         return own - freed
 
 
-def _only_feeds(node: ir.Node, nodes: set[ir.Node]) -> bool:
-    return all(use.node in nodes for value in node.outputs for use in value.uses())
+def _only_feeds(value: ir.Value, nodes: set[ir.Node]) -> bool:
+    return not value.is_graph_output() and all(use.node in nodes for use in value.uses())
 
 
 _MAX_CONE = 1000

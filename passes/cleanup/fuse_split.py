@@ -54,6 +54,7 @@ class FuseSplit(NodePass):
             editor.take_over(reader.outputs[0], outputs[place])
             editor.remove(reader)
         editor.remove(node)
+        editor.outdate_facts(source)  # onnx infers the dims of a Split, but not those of a sequence's items
         return f"became Split with {len(picks)} of {len(sizes)} parts in use"
 
 

@@ -53,18 +53,32 @@ class MergeDuplicates(Pass):
         return log.report()
 
     def _merge(self, graph: ir.Graph, seen: _Seen, context: Context, log: Log) -> None:
-        """Merge in ``graph`` and its bodies; ``seen`` holds what is computed before ``graph`` is entered."""
+        """Merge in ``graph`` and its bodies; ``seen`` holds what is computed before ``graph`` is entered.
+
+        It holds each node under its operator and inputs, and, once there is a second one, under its full key.
+        """
         own: list[Hashable] = []
+
+        def see(key: Hashable, node: ir.Node) -> None:
+            seen[key] = node
+            own.append(key)
+
         for node in graph:
+            for body in bodies(node):
+                self._merge(body, seen, context, log)
+            rough = node.op_type, node.inputs
+            first = seen.get(rough)
+            if first is None:
+                see(rough, node)
+                continue
             key = self._key(node, context.editor)
             if key is None:
-                for body in bodies(node):
-                    self._merge(body, seen, context, log)
                 continue
+            if (of_first := self._key(first, context.editor)) is not None and of_first not in seen:
+                see(of_first, first)
             twin = seen.get(key)
             if twin is None:
-                seen[key] = node
-                own.append(key)
+                see(key, node)
             elif _may_stand_for(twin, node) and self.may_change(node, context):
                 title, other = label(node), label(twin)
                 for old, new in zip(node.outputs, twin.outputs, strict=True):

@@ -20,10 +20,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxopt.graph import bodies
+from onnxopt.graph import Editor, bodies
 from onnxopt.pass_base import Context, Log, Pass, Report
 from onnxopt.passes.cleanup._content import digest, is_sampled_whole, kind, sample
-from onnxopt.traverse import graphs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class MergeInitializers(Pass):
     def run(self, context: Context) -> Report:
         log = Log(self, context)
         model = context.editor.model
-        twins = _twins(model)
+        twins = _twins(context.editor)
         if twins:
             for graph in (model.graph, *(function.graph for function in model.functions.values())):
                 self._merge(graph, twins, {}, context, log)
@@ -67,11 +66,11 @@ class MergeInitializers(Pass):
             del seen[content]
 
 
-def _twins(model: ir.Model) -> dict[ir.Value, Hashable]:
+def _twins(editor: Editor) -> dict[ir.Value, Hashable]:
     """Initializers that are not alone in what they hold, each with a key that says what that is."""
     tensors = {
         value: value.const_value
-        for graph in graphs(model)
+        for graph in editor.graphs()
         for value in graph.initializers.values()
         if value.const_value is not None and not value.is_graph_input()
     }

@@ -2,7 +2,7 @@
 
 Slices of different axes do not meddle with each other, so one node can do both. On the same axis, with steps of
 1, ``x[a:b][c:d] = x[a+c : min(b, a+d)]`` for indices that count from the front; indices that count from the end
-are turned around where the dim is known.
+are turned around where the dim is known. A slice that several others cut further is merged into all of them or none.
 
 ``x[:, 2:9][:, 1:3, ::2]``  →  ``x[:, 3:5, ::2]``
 """
@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import Editor, sole_reader
+from onnxopt.graph import Editor
 from onnxopt.pass_base import NodePass
 from onnxopt.passes.cleanup._operands import END, Cut, cuts, discard, normalised
 from onnxopt.shapes import Dim
@@ -34,10 +34,11 @@ class MergeSlices(NodePass):
         first = middle.producer() if middle is not None else None
         if middle is None or first is None or first.op_type != "Slice" or first.domain:
             return None
-        if first.graph is not node.graph or sole_reader(middle) is not node:
+        if middle.is_graph_output():
             return None
+        others = [use.node for use in middle.uses() if use.node is not node]
         found = _merged(first, node, editor)
-        if found is None:
+        if found is None or any(_merged(first, other, editor) is None for other in others):
             return None
         old = (*node.inputs[1:], *first.inputs[1:])
         columns = {
@@ -52,13 +53,16 @@ class MergeSlices(NodePass):
                 columns["steps"] = [cut.step for cut in found.values()]
             inputs = [editor.add_constant(node, np.array(c, dtype=np.int64), k) for k, c in columns.items()]
             editor.replace_node(node, "Slice", [first.inputs[0], *inputs])
-        editor.remove(first)
+        if not others:
+            editor.remove(first)
         discard(*old)
         return "slices at once what was sliced twice"
 
 
 def _merged(first: ir.Node, second: ir.Node, editor: Editor) -> dict[int, Cut] | None:
-    """The cuts of two slices as one, by axis in order."""
+    """The cuts of two slices as one, by axis in order; ``None`` if that cannot be said, or ``second`` is no slice."""
+    if second.op_type != "Slice" or second.domain or second.graph is not first.graph:
+        return None
     both: list[dict[int, Cut]] = []
     dims = editor.shape(first.inputs[0])
     rank = None if dims is None else len(dims)

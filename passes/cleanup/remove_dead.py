@@ -25,6 +25,7 @@ import onnx_ir as ir
 from onnxopt.graph import Editor, bodies, discard, label
 from onnxopt.pass_base import Context, Log, Pass, Report
 from onnxopt.passes.cleanup._liveness import Liveness, is_if, is_loop, loop_body
+from onnxopt.passes.cleanup._operands import is_read
 
 _OPTIONAL_AFTER_FIRST = frozenset(
     {"Dropout", "MaxPool", "LayerNormalization", "LSTM", "GRU", "RNN", "Unique", "SoftmaxCrossEntropyLoss"}
@@ -42,6 +43,8 @@ class RemoveDead(Pass):
     def run(self, context: Context) -> Report:
         model = context.editor.model
         log = Log(self, context)
+        if context.editor.is_flat and _all_is_read(model.graph):
+            return log.report()
         self._remove_functions(model, context, log)
         roots = (model.graph, *(function.graph for function in model.functions.values()))
         live = Liveness(
@@ -78,6 +81,13 @@ class RemoveDead(Pass):
             if self.may_change_name(name, context):
                 del graph.initializers[name]
                 log.changed(name, "removed: nothing reads this initializer")
+
+
+def _all_is_read(graph: ir.Graph) -> bool:
+    """Whether somebody reads every output and initializer of a graph without bodies; then all of it is needed."""
+    return all(is_read(value) for node in graph for value in node.outputs) and all(
+        is_read(value) or value.is_graph_input() for value in graph.initializers.values()
+    )
 
 
 class _Sweep:

@@ -90,9 +90,11 @@ def test_below_a_refused_node_the_small_parts_are_folded() -> None:
     assert used_ops(after) == ["ConstantOfShape", "MatMul"]
 
 
-def test_outputs_of_the_graph_stay_computed() -> None:
-    _, report = run(FoldConstants(), graph("g (float[4, 4] x) => (float[4, 4] y) { y = Neg(w) }", w=SQUARE))
-    assert report.changed == 0
+def test_an_output_that_depends_on_no_input() -> None:
+    before = graph("g (float[4, 4] x) => (float[4, 4] y) { y = Neg(w) }", w=SQUARE)
+    after, report = run(FoldConstants(), before)
+    assert report.changed == 1
+    assert ops(after) == ["Constant"]
 
 
 def test_a_node_that_cannot_run_costs_only_itself() -> None:
@@ -141,3 +143,28 @@ def test_a_weight_cut_up_and_put_together_again_is_freed_as_a_whole() -> None:
     after, report = run(FoldConstants(), graph(body, w=np.ones((96, 64), np.float32), **numbers))
     assert report.changed == 1
     assert used_ops(after) == ["MatMul"]
+
+
+def test_an_output_becomes_a_constant_node() -> None:
+    """The condition that a Loop goes on with: no Identity of a constant from outside, but the constant."""
+    before = graph(
+        """g (int64 n, float[4] x) => (float[4] y) {
+            y = Loop(n, yes, x) <body = b (int64 i, bool c, float[4] v) => (bool again, float[4] w) {
+                again = Identity(yes) w = Mul(v, half)
+            }>
+        }""",
+        yes=np.array(True), half=np.float32(0.5),
+    )  # fmt: skip
+    after, report = run(FoldConstants(), before)
+    assert report.changed == 1
+    assert count_ops(after) == {"Loop": 1, "Constant": 1, "Mul": 1}
+    assert run(FoldConstants(), after)[1].changed == 0
+
+
+def test_an_output_that_others_read_and_that_is_computed() -> None:
+    body = "g (float[N, 4] x) => (float[4, 4] a, float[N, 4] y) { b = Neg(w) a = Mul(b, b) y = MatMul(x, a) }"
+    after, report = run(FoldConstants(), graph(body, w=SQUARE))
+    assert report.changed == 1
+    assert used_ops(after) == ["Constant", "MatMul"]
+    # before opset 9, Constant holds nothing but floats
+    assert used_ops(run(FoldConstants(), graph(body, w=SQUARE, opset=8))[0]) == ["Mul", "MatMul"]

@@ -195,3 +195,43 @@ def test_evaluates_the_paddings_that_torch_writes() -> None:
     after, report = run(FoldShapes(), before)
     assert report.changed
     assert shape_input(after, "Pad") == [0, 1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rank"),
+    [
+        ("f = Flatten(x) r = Reshape(f, s)", 3),
+        ("p = Concat<axis = 0>(s, one) r = ConstantOfShape(p)", 4),
+    ],
+)
+def test_what_computed_shapes_say_is_told_to_inference(nodes: str, rank: int) -> None:
+    """In old opsets onnx does not follow a shape to the node that reads it."""
+    before = graph(
+        f"g (float[N, M, 4] x) => (float[P] y) {{ s = Shape(x) {nodes} t = Relu(r) u = Mul(t, w) y = ReduceSum(u) }}",
+        opset=11, one=np.array([4]), w=np.ones(4, np.float32),
+    )  # fmt: skip
+    editor = Editor(before)
+    product = next(node for node in before.graph if node.op_type == "Mul")
+    known = editor.shape(product.inputs[0])
+    assert known is None or 4 not in known
+    FoldShapes().run(Context(editor))
+    editor.refresh()
+    told = editor.shape(product.inputs[0])
+    assert told is not None
+    assert len(told) == rank
+    assert told[-1] == 4
+
+
+def test_a_chain_of_computed_shapes_is_followed_to_its_end_in_one_run() -> None:
+    """Each slice is as long as the one before it is, which nobody knows before that one is known."""
+    steps = " ".join(
+        f"s{i} = Shape(x{i}) d{i} = Gather(s{i}, one) n{i} = Sub(d{i}, one) x{i + 1} = Slice(x{i}, zero, n{i}, one)"
+        for i in range(40)
+    )
+    before = graph(
+        f"g (float[N, 64] x0) => (float[A, B] y) {{ {steps} y = Relu(x40) }}", zero=np.array([0]), one=np.array([1])
+    )
+    editor = Editor(before)
+    report = FoldShapes().run(Context(editor))
+    assert sum("reads the constant" in str(change) for change in report.changes) == 40
+    assert editor.shape(before.graph.outputs[0]) == ("N", 24)

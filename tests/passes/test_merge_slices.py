@@ -97,3 +97,15 @@ def test_in_a_function() -> None:
     after, report = run(MergeSlices(), before)
     assert report.changed == 1
     assert_same_outputs(before, after)
+
+
+def test_into_all_that_cut_it_further_or_none() -> None:
+    """The patches of Swin: rows of one parity, cut into columns of either parity."""
+    rows = _slice("r", "x", [1], [END], [1], [2])
+    even, odd = _slice("e", "r", [0], [END], [2], [2]), _slice("o", "r", [1], [END], [2], [2])
+    signature = "g (float[N,12,8] x) => (float[A,B,C] e, float[D,E,F] o"
+    after, report = run(MergeSlices(), graph(f"{signature}) {{ {rows} {even} {odd} }}"))
+    assert report.changed == 2
+    assert _nodes(after) == ["Slice", "Slice"]
+    before = graph(f"{signature}, float[G,H,I] y) {{ {rows} {even} {odd} y = Relu(r) }}")
+    assert run(MergeSlices(), before)[1].changed == 0
