@@ -6,6 +6,7 @@ is fed by one thread at a time, in the order of the data, so its result depends 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -15,12 +16,13 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 BINS = 2048
-"""The bins of a histogram."""
+"""The bins of a histogram, at least."""
 
-_BLOCK = 1 << 16
-"""So many elements are binned at once: they stay in the processor's cache."""
-_WIDTHS = (1e-30, 1e34)
-"""Ranges in between can be cut into bins in float32."""
+_BLOCK = 1 << 13
+"""So many elements are binned at once: they stay in the processor's cache, and need no new pages of memory."""
+_FLOAT32, _EXACT = 120, 1 << 22
+"""Bins whose width has an exponent within the one, and whose edges numbers within the other, can be counted in float32.
+"""
 _ROWS = 1 << 12
 """So many rows go into one product of a Gram matrix before it is added up in float64."""
 
@@ -37,22 +39,30 @@ class Range:
     """The mean over batches of the least value in each."""
     mean_high: float
     """The mean over batches of the greatest value in each."""
-    finite: bool = True
+    finite: bool
     """Whether there is no NaN and no infinity in it."""
 
 
 @dataclass(frozen=True)
-class Histogram:
-    """How often the values of a tensor fall into each of ``BINS`` bins of equal width from ``low`` to ``high``.
+class Histogram(Range):
+    """How often the values of a tensor fall into each of some bins of equal width.
 
-    The last bin includes ``high``. A value within float32 rounding of the edge between two bins may count for
-    either. If all values are the same, all are in the first bin.
+    The width is a power of two and every edge a multiple of it, except that the first bin begins at ``low`` and the
+    last, which includes it, ends at ``high``. There are more than ``BINS`` bins and at most twice as many, but for
+    tensors of a single value. A value within float32 rounding of the edge between two bins may count for either.
     """
 
-    low: float
-    high: float
+    first: float
+    """The first edge, in units of the width."""
+    width: float
     counts: Array
-    """int64 [BINS]."""
+    """int64; empty if the tensor is not finite."""
+
+    @property
+    def edges(self) -> Array:
+        """float64, one more than there are bins."""
+        edges: Array = (self.first + np.arange(self.counts.size + 1)) * self.width
+        return edges.clip(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,8 @@ class Channels:
     """The greatest value of each."""
     mean: Array
     """The mean of each, float64 [C]."""
+    variance: Array
+    """The variance of each, float64 [C]."""
 
 
 @dataclass(frozen=True)
@@ -99,61 +111,97 @@ class RangeOf(Accumulator[Range]):
     """The range of a tensor."""
 
     def __init__(self) -> None:
-        self._low, self._high = np.inf, -np.inf  # of the batch that is under way
-        self._lows: list[float] = []
-        self._highs: list[float] = []
-        self._batch = -1
+        self._lows: dict[int, float] = {}
+        self._highs: dict[int, float] = {}
 
     def add(self, array: Array, batch: int) -> None:
-        if batch != self._batch:
-            self._finish_batch()
-            self._batch = batch
-        self._low = float(np.minimum(self._low, array.min()))  # both let NaN through
-        self._high = float(np.maximum(self._high, array.max()))
+        self.extend(array, batch)
 
-    def _finish_batch(self) -> None:
-        if self._batch >= 0:
-            self._lows.append(self._low)
-            self._highs.append(self._high)
-        self._low, self._high = np.inf, -np.inf
+    def extend(self, array: Array, batch: int) -> tuple[float, float]:
+        """The same; returns the least and the greatest value of ``array``."""
+        low, high = float(array.min()), float(array.max())  # both let NaN through
+        self._lows[batch] = float(np.minimum(self._lows.get(batch, np.inf), low))
+        self._highs[batch] = float(np.maximum(self._highs.get(batch, -np.inf), high))
+        return low, high
 
     def result(self) -> Range | None:
-        self._finish_batch()
         if not self._lows:
             return None
-        low, high = float(np.min(self._lows)), float(np.max(self._highs))
+        lows, highs = list(self._lows.values()), list(self._highs.values())
+        low, high = float(np.min(lows)), float(np.max(highs))
         with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
-            means = float(np.mean(self._lows)), float(np.mean(self._highs))
+            means = float(np.mean(lows)), float(np.mean(highs))
         return Range(low, high, *means, finite=bool(np.isfinite(low) and np.isfinite(high)))
 
 
 class HistogramOf(Accumulator[Histogram]):
-    """The histogram of a tensor whose range is known and finite."""
+    """The histogram of a tensor, over a range that grows: where it takes too many bins, they are merged in pairs.
 
-    def __init__(self, low: float, high: float) -> None:
-        self._low, self._high = low, high
-        self._counts = np.zeros(BINS, dtype=np.int64)
+    Edges are multiples of a power of two, so that a merged bin holds exactly what its two held.
+    """
+
+    def __init__(self) -> None:
+        self._range = RangeOf()
+        self._exponent = 0  # of the width
+        self._first = 0
+        self._counts = np.zeros(0, dtype=np.int64)  # and one bin more, for what is rounded up to the last edge
+        self._finite = True
 
     def add(self, array: Array, batch: int) -> None:
-        width = self._high - self._low
-        narrow = array.dtype != np.float64 and (width == 0 or _WIDTHS[0] < width < _WIDTHS[1])
+        low, high = self._range.extend(array, batch)
+        self._finite = self._finite and bool(np.isfinite(low) and np.isfinite(high))
+        if not self._finite:
+            return
+        self._make_room(low, high)
+        last = self._first + self._counts.size
+        narrow = array.dtype != np.float64 and abs(self._exponent) < _FLOAT32 and max(-self._first, last) < _EXACT
         dtype = np.dtype(np.float32 if narrow else np.float64)
-        low, scale = dtype.type(self._low), dtype.type(BINS / width if width > 0 else 0.0)
+        scale, first = dtype.type(2.0**-self._exponent), dtype.type(self._first)
         flat = array.reshape(-1)
         for start in range(0, flat.size, _BLOCK):
             block: Array = flat[start : start + _BLOCK].astype(dtype)
-            np.subtract(block, low, out=block)
             np.multiply(block, scale, out=block)
-            bins = block.astype(np.int32)
-            np.minimum(bins, BINS - 1, out=bins)
-            self._counts += np.bincount(bins, minlength=BINS)
+            np.subtract(block, first, out=block)
+            self._counts += np.bincount(block.astype(np.intp), minlength=self._counts.size)
 
-    def result(self) -> Histogram:
-        return Histogram(self._low, self._high, self._counts)
+    def _make_room(self, low: float, high: float) -> None:
+        """Let there be bins from ``low`` to ``high``, beside those that there are."""
+        first, last = self._first, self._first + self._counts.size - 2
+        if not self._counts.size:
+            self._exponent = _exponent(low, high)
+            self._first = first = last = math.floor(math.ldexp(low, -self._exponent))
+            self._counts = np.zeros(2, dtype=np.int64)
+        least = min(first, math.floor(math.ldexp(low, -self._exponent)))
+        greatest = max(last, math.floor(math.ldexp(high, -self._exponent)))
+        merged = 0
+        while (greatest >> merged) - (least >> merged) >= 2 * BINS:
+            merged += 1
+        self._exponent += merged
+        counts = np.zeros((greatest >> merged) - (least >> merged) + 2, dtype=np.int64)
+        places = (np.arange(first, last + 2) >> merged) - (least >> merged)
+        np.add.at(counts, places, self._counts)
+        self._first, self._counts = least >> merged, counts
+
+    def result(self) -> Histogram | None:
+        seen = self._range.result()
+        if seen is None:
+            return None
+        ends = seen.low, seen.high, seen.mean_low, seen.mean_high
+        if not self._finite:
+            return Histogram(*ends, finite=False, first=0.0, width=0.0, counts=np.zeros(0, dtype=np.int64))
+        counts = self._counts[:-1].copy()
+        counts[-1] += self._counts[-1]
+        return Histogram(*ends, finite=True, first=float(self._first), width=2.0**self._exponent, counts=counts)
+
+
+def _exponent(low: float, high: float) -> int:
+    """The power of two that is the width of the bins at first."""
+    span = high - low if high > low else max(abs(low), 2.0**-120)
+    return max(math.frexp(span)[1] - int(math.log2(BINS)) - 1, -1060)
 
 
 class ChannelsOf(Accumulator[Channels]):
-    """Least, greatest and mean value of each slice along ``axis``; nothing if their number varies."""
+    """Least and greatest value, mean and variance of each slice along ``axis``; nothing if their number varies."""
 
     def __init__(self, axis: int) -> None:
         self._axis = axis
@@ -172,17 +220,20 @@ class ChannelsOf(Accumulator[Channels]):
             parts = parts.astype(np.float32)
         low, high = parts.min(axis=2).min(axis=0), parts.max(axis=2).max(axis=0)
         total = parts.sum(axis=2, dtype=np.float64).sum(axis=0)
+        squares = np.square(parts).sum(axis=2, dtype=np.float64).sum(axis=0)
         if self._low is None:
-            self._low, self._high, self._total = low, high, total
+            self._low, self._high, self._total, self._squares = low, high, total, squares
         else:
             self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
             self._total += total
+            self._squares += squares
         self._count += array.size // channels
 
     def result(self) -> Channels | None:
         if self._low is None or self._ragged:
             return None
-        return Channels(self._low, self._high, self._total / self._count)
+        mean = self._total / self._count
+        return Channels(self._low, self._high, mean, np.maximum(self._squares / self._count - mean**2, 0.0))
 
 
 class GramOf(Accumulator[Gram]):

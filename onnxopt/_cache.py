@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,27 @@ def user_directory() -> Path:
     else:
         home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
     return home / "onnxopt"
+
+
+def key(*parts: str) -> str:
+    """What is filed that depends on just these texts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def digest(proto: onnx.ModelProto, directory: Path | None) -> str:
+    """A hash of a model, whose external weights lie in ``directory``: of their content, wherever that is."""
+    hasher = hashlib.sha256()
+    model = onnx.ModelProto()
+    model.CopyFrom(proto)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and directory is not None:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if count := int(place["length"]):
+                file = directory / place["location"]
+                hasher.update(np.memmap(file, np.uint8, "r", int(place.get("offset", 0)), count).data)
+            del tensor.external_data[:]
+    hasher.update(model.SerializeToString(deterministic=True))
+    return hasher.hexdigest()
 
 
 def read(directory: Path, key: str) -> Arrays:
@@ -55,7 +78,7 @@ def write(directory: Path, key: str, arrays: Arrays) -> None:
         handle, name = tempfile.mkstemp(dir=directory, suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+                np.savez(file, **arrays)  # type: ignore[arg-type]
             os.replace(name, directory / f"{key}.npz")
         except BaseException:
             os.unlink(name)

@@ -21,6 +21,8 @@ from onnxopt.runtime import Feeds, Session, Snapshot
 
 Array = np.ndarray[Any, Any]
 
+_BLOCK = 1 << 13
+"""So many numbers are compared at once: they stay in the processor's cache, and need no new pages of memory."""
 MAX_SAMPLES = 64
 """How many samples a lossy pass is judged on,"""
 MAX_LABELLED = 256
@@ -190,12 +192,24 @@ def _powers(x: Array, y: Array) -> tuple[float, float]:
     """Signal and noise; what is not finite is no signal where both agree, and infinite noise where not."""
     if x.shape != y.shape:
         return 0.0, math.inf
-    a, b = x.astype(np.float64).reshape(-1), y.astype(np.float64).reshape(-1)
+    x, y = x.reshape(-1), y.reshape(-1)
+    signal = noise = 0.0
+    for start in range(0, x.size, _BLOCK):
+        a, b = (array[start : start + _BLOCK].astype(np.float64) for array in (x, y))
+        with np.errstate(invalid="ignore", over="ignore"):
+            power, difference = float(a @ a), a - b
+            error = float(difference @ difference)
+        if not math.isfinite(power + error):
+            power, error = _powers_of_finite(a, b)
+        signal, noise = signal + power, noise + error
+    return signal, noise
+
+
+def _powers_of_finite(a: Array, b: Array) -> tuple[float, float]:
     odd = ~(np.isfinite(a) & np.isfinite(b))
-    if odd.any():
-        if not np.array_equal(a[odd], b[odd], equal_nan=True):
-            return 0.0, math.inf
-        a, b = a[~odd], b[~odd]
+    if not np.array_equal(a[odd], b[odd], equal_nan=True):
+        return 0.0, math.inf
+    a, b = a[~odd], b[~odd]
     return float(a @ a), float((a - b) @ (a - b))
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from onnxopt.runtime import Feeds, Session, Snapshot
 
 _END = "_kernel_time"
+_RUNS = 16
+"""So many runs are enough, however short they are."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class KernelTime:
     """Of its first output."""
 
 
-def kernel_times(snapshot: Snapshot, feeds: Feeds, *, seconds: float = 0.3, threads: int = 1) -> list[KernelTime]:
+def kernel_times(snapshot: Snapshot, feeds: Feeds, *, seconds: float = 0.15, threads: int = 1) -> list[KernelTime]:
     """The time of each kernel for one set of inputs, measured for about ``seconds`` and at least five runs.
 
     Raises ``EngineError`` if the model does not run.
@@ -37,7 +39,7 @@ def kernel_times(snapshot: Snapshot, feeds: Feeds, *, seconds: float = 0.3, thre
         session = Session(snapshot, optimize=True, threads=threads, profile=Path(folder) / "kernels")
         session.run(feeds)
         end, runs = time.perf_counter() + seconds, 0
-        while runs < 5 or (time.perf_counter() < end and runs < 100):
+        while runs < 5 or (time.perf_counter() < end and runs < _RUNS):
             session.run(feeds)
             runs += 1
         events = json.loads(session.end_profiling().read_text(encoding="utf-8"))

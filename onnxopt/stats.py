@@ -12,11 +12,11 @@ rounding of floats.
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -50,19 +50,28 @@ from onnxopt.evaluation import cores
 from onnxopt.model import outline, slim_proto
 from onnxopt.runtime import Session, Snapshot
 
-__all__ = ["BINS", "Channels", "Gram", "Histogram", "Range", "Statistics"]
+__all__ = ["BINS", "Channels", "Gram", "Histogram", "Part", "Range", "Statistics"]
 
 R = TypeVar("R")
 
 _FLOATS = (
     onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16
 )  # fmt: skip
-_FORMAT = 1
+_FORMAT = 2
 """To be raised when results get another meaning, so that none of before is taken for them."""
 _PARALLEL_BYTES = 4 * 1024 * 1024
 """Less than this is summed up on one thread."""
 _SAY_EVERY = 0.5
 """Seconds between two messages of progress."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors that can be read together in bounded memory."""
+
+    names: tuple[str, ...]
+    rows: int | None
+    """How many samples at most at one time; ``None``: as they come in batches."""
 
 
 class Statistics:
@@ -90,14 +99,23 @@ class Statistics:
         self._proto, self._directory = slim_proto(model)
         self._outline = outline(model)
         self._tensors = Tensors(self._proto)
-        self._data, self._memory = data, memory
+        self._data, self._whole, self._memory = data, data, memory
         self._cache = _cache.user_directory() / "statistics" if cache == "user" else cache
         self._on_progress = on_progress or (lambda text: None)
         self._threads = cores()
         self._known: dict[str, dict[str, Any]] = {}
-        self._key = ""
+        self._hash = ""
         self._dtypes: dict[str, int | None] | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def over(self, part: Dataset) -> Statistics:
+        """The same of ``part`` of the data; what is known of the model is not found out anew."""
+        self._dtype("")
+        if self._cache is not None:
+            self._digest()
+        found = copy.copy(self)
+        found._data, found._known = part, {}
+        return found
 
     def reachable(self, name: str) -> str | None:
         """``None`` if there can be statistics of the tensor ``name``, else the reason why not."""
@@ -112,19 +130,19 @@ class Statistics:
 
     def ranges(self, names: Iterable[str]) -> dict[str, Range]:
         """The range of each of these tensors."""
-        return self._all("ranges", Range, names, lambda name: RangeOf())
+        wanted = self._readable(names)
+        known = self._stored("histograms", Histogram)
+        rest = self._all("ranges", Range, [name for name in wanted if name not in known], lambda name: RangeOf())
+        found = {name: _range(each) for name, each in known.items() if each is not None} | rest
+        return {name: found[name] for name in wanted if name in found}
 
     def histograms(self, names: Iterable[str]) -> dict[str, Histogram]:
-        """The histogram of each of these tensors over its exact range; those with NaN or infinity are left out."""
-        found = {name: range_ for name, range_ in self.ranges(names).items() if range_.finite}
-
-        def make(name: str) -> HistogramOf:
-            return HistogramOf(found[name].low, found[name].high)
-
-        return self._all("histograms", Histogram, found, make, BINS * 8)
+        """The histogram of each of these tensors, and with it its range; those with NaN or infinity are left out."""
+        found = self._all("histograms", Histogram, names, lambda name: HistogramOf(), BINS * 32)
+        return {name: histogram for name, histogram in found.items() if histogram.finite}
 
     def channels(self, axes: Mapping[str, int]) -> dict[str, Channels]:
-        """By tensor, least, greatest and mean value of each slice along the axis given with its name.
+        """By tensor, least and greatest value, mean and variance of each slice along the axis given with its name.
 
         Tensors without that axis, or with more slices at one time than at another, are left out.
         """
@@ -155,10 +173,39 @@ class Statistics:
         drawn = self._run(wanted, lambda name: RowsOf(limit, seed), extra)
         return {name: rows for name, each in drawn if (rows := each.result()) is not None}
 
-    def samples(self, name: str) -> Iterator[Array]:
-        """The tensor itself, batch by batch, as it comes."""
-        for _, arrays in self._arrays([name] if self._readable([name]) else [], None):
-            yield from arrays.values()
+    def parts(self, names: Iterable[str], extra: Mapping[str, int] | None = None) -> list[Part]:
+        """These tensors in parts that fit into memory together; ``extra`` is what the reader wants besides for each.
+
+        A third of the memory is for these, the rest for what ONNX Runtime needs in between.
+        """
+        wanted, extra = self._readable(names), extra or {}
+        budget = self._memory // 3
+        held = {name: 4 * int(np.prod(self._shape(name, wanted), dtype=np.int64)) for name in wanted}
+        parts: list[list[str]] = []
+        room = 0
+        for name in wanted:
+            size = held[name] + extra.get(name, 0)
+            if not parts or size > room:
+                parts.append([])
+                room = budget
+            parts[-1].append(name)
+            room -= size
+        if not self._data.stackable:
+            return [Part(tuple(part), None) for part in parts]
+        found = []
+        for part in parts:
+            left = budget - sum(extra.get(name, 0) for name in part)
+            found.append(Part(tuple(part), max(1, left // max(1, sum(held[name] for name in part)))))
+        return found
+
+    def arrays(self, names: Iterable[str], rows: int | None = None) -> Iterator[dict[str, Array]]:
+        """The tensors themselves, batch by batch, as they come; at most ``rows`` samples at one time.
+
+        Statistics of two models over the same data can be read side by side: with the same ``rows`` their batches
+        are cut alike. Tensors that are not computed on a batch are left out of it.
+        """
+        for _, arrays in self._arrays(self._readable(names), rows):
+            yield arrays
 
     # -- what is known already ---------------------------------------------------------------------------
 
@@ -166,36 +213,31 @@ class Statistics:
         self, kind: str, result: type[R], names: Iterable[str], make: Callable[[str], Accumulator[R]], extra: int = 0
     ) -> dict[str, R]:
         """The results for these tensors, of which those are computed that are not known yet."""
-        wanted = self._readable(names)
-        known = self._known.get(kind)
-        if known is None:
-            stored = {} if self._cache is None else _cache.read(self._cache, self._file(kind))
-            known = self._known[kind] = _unpack(result, stored)
+        wanted, known = self._readable(names), self._stored(kind, result)
         missing = [name for name in wanted if name not in known]
         if missing:
             known |= {n: a.result() for n, a in self._run(missing, make, dict.fromkeys(missing, extra))}
             known |= {name: None for name in missing if name not in known}
             if self._cache is not None:
                 _cache.write(self._cache, self._file(kind), _pack(result, known))
-        return {name: known[name] for name in wanted if known[name] is not None}
+        return {name: found for name in wanted if (found := known[name]) is not None}
+
+    def _stored(self, kind: str, result: type[R]) -> dict[str, R | None]:
+        """The results that are known already."""
+        if kind not in self._known:
+            packed = {} if self._cache is None else _cache.read(self._cache, self._file(kind))
+            self._known[kind] = _unpack(result, packed)
+        return self._known[kind]
 
     def _file(self, kind: str) -> str:
         """What results of this kind are filed under: a hash of everything that they depend on."""
-        if not self._key:
-            hasher = hashlib.sha256(f"{VERSION} {_FORMAT} {self._data.fingerprint}".encode())
-            model = onnx.ModelProto()
-            model.CopyFrom(self._proto)
-            for tensor in model.graph.initializer:
-                if tensor.data_location == onnx.TensorProto.EXTERNAL and self._directory is not None:
-                    place = {entry.key: entry.value for entry in tensor.external_data}
-                    count = int(place["length"])
-                    if count:
-                        file = self._directory / place["location"]
-                        hasher.update(np.memmap(file, np.uint8, "r", int(place.get("offset", 0)), count).data)
-                    del tensor.external_data[:]
-            hasher.update(model.SerializeToString(deterministic=True))
-            self._key = hasher.hexdigest()
-        return hashlib.sha256(f"{self._key} {kind}".encode()).hexdigest()
+        return _cache.key(VERSION, str(_FORMAT), self._digest(), self._data.fingerprint, kind)
+
+    def _digest(self) -> str:
+        """A hash of the model."""
+        if not self._hash:
+            self._hash = _cache.digest(self._proto, self._directory)
+        return self._hash
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -203,11 +245,12 @@ class Statistics:
         self, names: Sequence[str], make: Callable[[str], Accumulator[R]], extra: Mapping[str, int]
     ) -> Iterator[tuple[str, Accumulator[R]]]:
         """An accumulator for each tensor, fed with all its values; ``extra`` is the memory that each takes."""
-        rounds = self._rounds(names, extra)
+        parts = self.parts(names, extra)
         with ThreadPoolExecutor(self._threads) as pool:
-            for at, (part, rows) in enumerate(rounds, 1):
-                sums = {name: make(name) for name in part}
-                for batch, arrays in self._arrays(part, rows, f", round {at} of {len(rounds)}" if rounds[1:] else ""):
+            for at, part in enumerate(parts, 1):
+                sums = {name: make(name) for name in part.names}
+                note = f", part {at} of {len(parts)}" if parts[1:] else ""
+                for batch, arrays in self._arrays(part.names, part.rows, note):
                     work = [(sums[name], array) for name, array in arrays.items()]
                     if self._threads > 1 and sum(array.nbytes for _, array in work) > _PARALLEL_BYTES:
                         list(pool.map(lambda each, batch=batch: each[0].add(each[1], batch), work))
@@ -225,7 +268,7 @@ class Statistics:
         session, where = self._session(inner, shapes=False)
         done, said = 0, time.monotonic()
         for at, batch in enumerate(self._data.batches()):
-            for feeds in _parts(batch, rows):
+            for feeds in _cut(batch, rows):
                 found = {name: feeds[name] for name in names if name not in where and name in feeds}
                 if session is not None:
                     found |= self._fetch(session, where, feeds, at)
@@ -259,34 +302,10 @@ class Statistics:
 
     # -- looking ahead -----------------------------------------------------------------------------------
 
-    def _rounds(self, names: Sequence[str], extra: Mapping[str, int]) -> list[tuple[list[str], int | None]]:
-        """Which tensors to take together, and how many samples at most, so that memory stays under the cap.
-
-        Half of it is for the tensors, the rest for what ONNX Runtime needs in between.
-        """
-        budget = self._memory // 2
-        held = {name: 4 * int(np.prod(self._shape(name, names), dtype=np.int64)) for name in names}
-        rounds: list[list[str]] = []
-        room = 0
-        for name in names:
-            size = held[name] + extra.get(name, 0)
-            if not rounds or size > room:
-                rounds.append([])
-                room = budget
-            rounds[-1].append(name)
-            room -= size
-        if not self._data.stackable:
-            return [(part, None) for part in rounds]
-        result: list[tuple[list[str], int | None]] = []
-        for part in rounds:
-            left = budget - sum(extra.get(name, 0) for name in part)
-            result.append((part, max(1, left // max(1, sum(held[name] for name in part)))))
-        return result
-
     def _shape(self, name: str, names: Sequence[str]) -> tuple[int, ...]:
         """The shape that a tensor has on the largest sample; all of ``names`` are looked at together."""
         if name not in self._shapes:
-            batch = next(self._data.largest().batches())
+            batch = next(self._whole.largest().batches())
             inner = [n for n in names if n not in self._tensors.inputs]
             session, where = self._session(inner, shapes=True)
             found = {} if session is None else self._fetch(session, where, batch.feeds, 0)
@@ -323,11 +342,15 @@ def _element_types(graph: onnx.GraphProto) -> Iterator[tuple[str, int | None]]:
                 yield from _element_types(body)
 
 
+def _range(histogram: Histogram) -> Range:
+    return Range(histogram.low, histogram.high, histogram.mean_low, histogram.mean_high, histogram.finite)
+
+
 def _channels_of(axis: int, name: str) -> ChannelsOf:
     return ChannelsOf(axis)
 
 
-def _parts(batch: Batch, rows: int | None) -> Iterator[dict[str, Array]]:
+def _cut(batch: Batch, rows: int | None) -> Iterator[dict[str, Array]]:
     """The batch cut along the first axis."""
     if rows is None or rows >= batch.samples:
         yield batch.feeds
@@ -342,9 +365,14 @@ def _pack(result: type[Any], known: Mapping[str, Any]) -> dict[str, Array]:
     for field in fields(result):
         values = [np.empty(0) if r is None else np.atleast_1d(getattr(r, field.name)) for r in known.values()]
         filled = [value for value in values if value.size]
-        packed[field.name] = np.concatenate(filled) if filled else np.empty(0)
+        packed[field.name] = _narrow(np.concatenate(filled)) if filled else np.empty(0)
         packed[f"{field.name} sizes"] = np.array([value.size for value in values], dtype=np.int64)
     return packed
+
+
+def _narrow(values: Array) -> Array:
+    """Counts in as few bytes as hold them."""
+    return values.astype(np.min_scalar_type(values.max())) if values.dtype == np.int64 else values
 
 
 def _unpack(result: type[R], packed: Mapping[str, Array]) -> dict[str, R | None]:
@@ -353,7 +381,11 @@ def _unpack(result: type[R], packed: Mapping[str, Array]) -> dict[str, R | None]
     for field in fields(result):  # type: ignore[arg-type]
         if field.name not in packed or f"{field.name} sizes" not in packed or "names" not in packed:
             return {}
-        values = np.split(packed[field.name], np.cumsum(packed[f"{field.name} sizes"])[:-1])
+        stored = packed[field.name]
+        values = np.split(
+            stored.astype(np.int64) if stored.dtype.kind == "u" else stored,
+            np.cumsum(packed[f"{field.name} sizes"])[:-1],
+        )
         columns.append([value if field.type == "Array" or not value.size else value[0].item() for value in values])
     sizes = packed[f"{fields(result)[0].name} sizes"]  # type: ignore[arg-type]
     rows = zip(packed["names"].tolist(), sizes, *columns, strict=True)

@@ -42,7 +42,7 @@ class Round(Pass):
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> CommandLine:
-    monkeypatch.setattr("onnxopt.recipes.ALL", (Round,))
+    monkeypatch.setattr("onnxopt.recipes.find", {"round": Round}.get)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     write(tmp_path / "model.onnx", MODEL)

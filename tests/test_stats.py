@@ -18,7 +18,7 @@ import onnxopt.stats
 from onnxopt.data import load_data
 from onnxopt.errors import DataError
 from onnxopt.model import from_proto, load, save, to_proto
-from onnxopt.stats import BINS, Statistics
+from onnxopt.stats import BINS, Part, Statistics
 from tests.support import graph, outputs
 
 Array = np.ndarray[Any, Any]
@@ -69,15 +69,17 @@ def test_ranges_are_those_of_all_activations(net: ir.Model, memory: int) -> None
         assert range_.finite
 
 
-def test_small_memory_takes_more_rounds_and_smaller_batches(net: ir.Model) -> None:
-    ((names, rows),) = statistics(net)._rounds(INNER, {})
-    assert names == INNER
-    assert rows is not None
-    assert rows >= 16
-    few = statistics(net, memory=8 * 5 * 36 * 4 * 4)._rounds(["c", "r", "s", "h"], {})
-    assert few == [(["c", "r", "s", "h"], 4)]
-    one = statistics(net, memory=1)._rounds(["c", "r"], {})
-    assert one == [(["c"], 1), (["r"], 1)]
+def test_small_memory_takes_more_parts_and_smaller_batches(net: ir.Model) -> None:
+    (part,) = statistics(net).parts([*INNER, "n"])
+    assert part.names == tuple(INNER), "integers are left out"
+    assert part.rows is not None
+    assert part.rows >= 16
+    few = statistics(net, memory=12 * 5 * 36 * 4 * 4).parts(["c", "r", "s", "h"])
+    assert few == [Part(("c", "r", "s", "h"), 4)]
+    one = statistics(net, memory=1).parts(["c", "r"])
+    assert one == [Part(("c",), 1), Part(("r",), 1)]
+    bulky = statistics(net, memory=1 << 20).parts(["c", "r"], {"c": 1 << 18, "r": 1 << 18})
+    assert [part.names for part in bulky] == [("c",), ("r",)]
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 1])
@@ -86,8 +88,10 @@ def test_histograms_are_those_of_numpy(net: ir.Model, memory: int) -> None:
     for name in INNER:
         array, histogram = activations(net)[name].astype(np.float64), found[name]
         assert histogram.counts.sum() == array.size
-        edges = np.linspace(histogram.low, histogram.high, BINS + 1)
-        wanted = np.histogram(np.clip(array, histogram.low, histogram.high), edges)[0]
+        assert BINS < histogram.counts.size <= 2 * BINS
+        assert (histogram.edges[0], histogram.edges[-1]) == (histogram.low, histogram.high)
+        np.testing.assert_allclose((histogram.low, histogram.high), (array.min(), array.max()), rtol=1e-5, atol=1e-6)
+        wanted = np.histogram(np.clip(array, histogram.low, histogram.high), histogram.edges)[0]
         moved = np.abs(np.cumsum(wanted) - np.cumsum(histogram.counts))  # across each edge, by rounding
         assert moved.max() <= 3, name
 
@@ -126,12 +130,26 @@ def test_rows_are_drawn_from_all_samples(net: ir.Model, memory: int) -> None:
     np.testing.assert_array_equal(statistics(net, numbers).rows(["x"], 1 << 20)["x"], numbers.reshape(-1, 8))
 
 
-def test_samples_come_batch_by_batch(net: ir.Model) -> None:
-    found = list(statistics(net).samples("h"))
-    assert [len(array) for array in found] == [16, 16, 5]
-    np.testing.assert_allclose(np.concatenate(found), activations(net)["h"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(np.concatenate(list(statistics(net).samples("x"))), X)
-    assert list(statistics(net).samples("n")) == []
+def test_arrays_come_batch_by_batch(net: ir.Model) -> None:
+    found = list(statistics(net).arrays(["h", "x", "n"]))
+    assert [{name: len(array) for name, array in each.items()} for each in found] == [
+        {"x": count, "h": count} for count in (16, 16, 5)
+    ]
+    np.testing.assert_allclose(np.concatenate([a["h"] for a in found]), activations(net)["h"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(np.concatenate([a["x"] for a in found]), X)
+    assert [len(each["h"]) for each in statistics(net).arrays(["h"], 7)] == [7, 7, 2, 7, 7, 2, 5]
+
+
+def test_a_histogram_gives_the_range_and_parts_of_the_data_have_their_own(net: ir.Model) -> None:
+    whole = statistics(net)
+    assert list(whole.histograms(INNER)) == INNER
+    assert whole.ranges(INNER) == statistics(net).ranges(INNER)
+    first, second = load_data({"x": X}, net).split(0.5)
+    parts = [whole.over(first), whole.over(second)]
+    counts = [part.histograms(["c"])["c"].counts.sum() for part in parts]
+    assert sum(counts) == activations(net)["c"].size
+    for part, data in zip(parts, (first, second), strict=True):
+        assert part.ranges(["c"]) == Statistics(net, data, cache=None).ranges(["c"])
 
 
 def test_equal_runs_give_equal_bits(net: ir.Model) -> None:
@@ -241,7 +259,8 @@ def test_tensors_in_branches_of_if(threshold: float, computed: list[str]) -> Non
     for name in computed:
         if name in wanted:
             np.testing.assert_allclose(ranges[name].low, wanted[name].min(), rtol=1e-6)
-            np.testing.assert_allclose(np.concatenate(list(found.samples(name))), wanted[name], rtol=1e-6)
+            read = np.concatenate([each[name] for each in found.arrays([name])])
+            np.testing.assert_allclose(read, wanted[name], rtol=1e-6)
             np.testing.assert_allclose(found.channels({name: 1})[name].mean, wanted[name].mean(0), rtol=1e-5)
 
 
@@ -388,5 +407,5 @@ def test_progress_is_told(net: ir.Model, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(onnxopt.stats, "_SAY_EVERY", -1)
     seen: list[str] = []
     statistics(net, memory=1, on_progress=seen.append).ranges(["c", "r"])
-    assert seen[0] == "statistics, 16 of 37 samples, round 1 of 2"
-    assert seen[-1] == "statistics, 37 of 37 samples, round 2 of 2"
+    assert seen[0] == "statistics, 16 of 37 samples, part 1 of 2"
+    assert seen[-1] == "statistics, 37 of 37 samples, part 2 of 2"

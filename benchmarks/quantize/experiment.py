@@ -48,7 +48,9 @@ def make(task: Task, tool: Tool) -> Record:
     shutil.rmtree(path.parent, ignore_errors=True)
     path.parent.mkdir(parents=True)
     limit = ["prlimit", f"--as={MEMORY}"] if tool.peer else []
-    run = measure.run([*limit, *tool.command(task, path)], TIMEOUT, sample=True)
+    with tempfile.TemporaryDirectory() as empty:  # what an earlier run has found out does not count
+        os.environ["XDG_CACHE_HOME"] = empty
+        run = measure.run([*limit, *tool.command(task, path)], TIMEOUT, sample=True)
     record: Record = {"wall": run.wall, "cpu": run.cpu, "peak_rss": run.peak_rss}
     if not run.ok or not path.exists():
         kind, words = run.failure() if not run.ok else ("refused", "exit 0, but there is no output file")

@@ -66,6 +66,7 @@ STATIC = "quantize_static, QDQ, U8 activations, S8 weights, per channel"
 TOOLS = [
     Tool("onnxopt", "", "int8", "onnxopt optimize in.onnx -o out.onnx --recipe int8 --data calibration.npz"),
     Tool("onnxopt-accurate", "", "int8-accurate", "the same with --recipe int8-accurate"),
+    Tool("onnxopt-dynamic", "", "int8-dynamic", "the same with --recipe int8-dynamic"),
     Tool("ort-minmax", "ort", "minmax", f"{STATIC}, min/max"),
     Tool("ort-entropy", "ort", "entropy", f"{STATIC}, entropy"),
     Tool("ort-percentile", "ort", "percentile", f"{STATIC}, percentile"),

@@ -151,7 +151,8 @@ def compare(path: Path, options: Sequence[Options], calibration: list[Feed], hel
             file, start = Path(folder) / "result.onnx", time.process_time()
             needs = each.get("method") in ("gptq", "awq")
             data, others = (calibration, held_out) if needs else (None, None)  # without others, it would hold half back
-            manager = PassManager([QuantizeWeights(**each)], verify="off", data=data, evaluation=others)
+            budget = {"max_drop": 1.0} if needs else {}  # all layers in the bits asked for, whatever comes of it
+            manager = PassManager([QuantizeWeights(**each, **budget)], verify="off", data=data, evaluation=others)
             model, _ = manager.run(load(path))
             took = time.process_time() - start
             save(model, file, force=True)

@@ -19,58 +19,56 @@ class Calibrated:
     """What rounding and clipping leave, in dB, expected; ``None`` where no histogram was needed."""
 
 
-def unusable(names: Iterable[str], statistics: Statistics) -> dict[str, str]:
-    """The tensors that have no range, with the reason."""
-    names = sorted(names)
-    found = {name: reason for name in names if (reason := statistics.reachable(name)) is not None}
-    ranges = statistics.ranges(name for name in names if name not in found)
-    for name in names:
-        if name in found:
-            continue
-        if name not in ranges:
-            found[name] = "was never computed on the calibration data"
-        elif not ranges[name].finite:
-            found[name] = "holds NaN or infinity on the calibration data"
-    return found
+class Calibration:
+    """Ranges by ``method``, fitted to some statistics; ``auto`` chooses by the error on those ``held_out``."""
 
+    def __init__(
+        self, fitted: Statistics, held_out: Statistics | None = None, method: Method = "minmax", percentile: float = 0.0
+    ) -> None:
+        """Without held-out samples ``auto`` is minmax."""
+        self._fitted, self._held_out = fitted, held_out if method == "auto" else None
+        self._method: Method = "minmax" if method == "auto" and held_out is None else method
+        self._percentile = percentile
 
-def calibrate(
-    names: Iterable[str],
-    method: Method,
-    percentile: float,
-    levels: int,
-    symmetric: bool,
-    fitted: Statistics,
-    held_out: Statistics | None,
-) -> dict[str, Calibrated]:
-    """A range for each of these tensors by ``method``; ``auto`` chooses by the error on ``held_out``.
+    def unusable(self, names: Iterable[str]) -> dict[str, str]:
+        """The tensors that have no range, with the reason."""
+        names = sorted(names)
+        found = {name: reason for name in names if (reason := self._fitted.reachable(name)) is not None}
+        names = [name for name in names if name not in found]
+        ranges = self._seen(self._fitted, names)
+        others = ranges if self._held_out is None else self._seen(self._held_out, names)
+        for name in names:
+            if name not in ranges:
+                found[name] = "was never computed on the calibration data"
+            elif not ranges[name].finite or (name in others and not others[name].finite):
+                found[name] = "holds NaN or infinity on the calibration data"
+        return found
 
-    Without held-out samples ``auto`` is minmax. ``levels`` is how many integers the grid has.
-    """
-    names = sorted(names)
-    if method == "auto" and held_out is None:
-        method = "minmax"
-    ranges = fitted.ranges(names)
-    if method in ("minmax", "average"):
-        return {name: Calibrated(method, bounds(method, ranges[name], None, levels, 0.0), None) for name in names}
-    histograms = fitted.histograms(names)
-    if held_out is None or method != "auto":
+    def ranges(self, names: Iterable[str], levels: int, symmetric: bool) -> dict[str, Calibrated]:
+        """A range for each of these tensors, for a grid of ``levels`` integers."""
+        names, method = sorted(names), self._method
+        if method in ("minmax", "average"):
+            ranges = self._fitted.ranges(names)
+            return {name: Calibrated(method, bounds(method, ranges[name], None, levels, 0.0), None) for name in names}
+        histograms = self._fitted.histograms(names)
+        judges = {} if self._held_out is None else self._held_out.histograms(names)
         found = {}
         for name in names:
-            range_ = bounds(method, ranges[name], histograms[name], levels, percentile)
-            found[name] = Calibrated(method, range_, signal_to_noise(histograms[name], range_, levels))
+            fitted, judge, taken = histograms[name], judges.get(name), str(method)
+            if method != "auto":
+                range_ = bounds(method, fitted, fitted, levels, self._percentile)
+            elif judge is not None:
+                taken, range_ = choose(_both(fitted, judge), fitted, judge, levels, symmetric)
+            else:  # computed in one half of the samples only
+                taken, range_ = "minmax", (fitted.low, fitted.high)
+            found[name] = Calibrated(taken, range_, signal_to_noise(judge or fitted, range_, levels))
         return found
-    others, judges = held_out.ranges(names), held_out.histograms(names)
-    found = {}
-    for name in names:
-        if name not in judges or name not in others:  # computed in one half of the samples only
-            range_ = bounds("minmax", ranges[name], None, levels, 0.0)
-            found[name] = Calibrated("minmax", range_, signal_to_noise(histograms[name], range_, levels))
-            continue
-        both = _both(ranges[name], others[name])
-        chosen, range_ = choose(both, histograms[name], judges[name], levels, symmetric)
-        found[name] = Calibrated(chosen, range_, signal_to_noise(judges[name], range_, levels))
-    return found
+
+    def _seen(self, statistics: Statistics, names: list[str]) -> Mapping[str, Range]:
+        """The ranges, from histograms where these will be needed, for both come of one run."""
+        if self._method not in ("minmax", "average"):
+            statistics.histograms(names)
+        return statistics.ranges(names)
 
 
 def ranges_of(calibrated: Mapping[str, Calibrated]) -> dict[str, Bounds]:

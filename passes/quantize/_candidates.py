@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxopt.graph import Editor, label
 from onnxopt.pass_base import Refuse
 from onnxopt.passes.quantize._roles import LAYERS, Roles, roles
+from onnxopt.passes.quantize._tails import decoders
 from onnxopt.passes.quantize._targets import Target, misfit
 
 
@@ -48,6 +49,7 @@ def candidates(
     found: dict[str, Roles] = {}
     reasons: dict[str, str] = {}
     seen: set[str] = set()
+    decoding = decoders(editor)
     for graph in editor.graphs():
         for node in graph:
             operator = settings.target.operator(node)
@@ -61,6 +63,9 @@ def candidates(
                     raise Refuse(f"the target has no integer kernel for {node.op_type}")
                 if key in seen:
                     raise Refuse("another branch has a tensor of the same name, so that ranges cannot be told apart")
+                if node in decoding and operator.output != "same":
+                    shown = label(decoding[node])
+                    raise Refuse(f"it makes boxes or scores of what the last layers give (as {shown} shows)")
                 if (reason := misfit(node, operator)) is not None:
                     raise Refuse(reason)
                 entry = roles(node, operator, editor, settings.per_channel)

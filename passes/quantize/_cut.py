@@ -10,14 +10,13 @@ Source: Greig, Porteous and Seheult, "Exact Maximum A Posteriori Estimation for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-import numpy as np
-
-_NEVER = 1 << 29
-_WHOLE = 1 << 27
-"""The sum of all costs in whole numbers, which is what the flow is computed in."""
+_INTEGER, _FLOAT = 0, 1
+"""The two ends of the graph that is cut."""
 
 
 @dataclass(frozen=True)
@@ -44,40 +43,79 @@ class Border:
 
 def cheapest(kernels: Mapping[str, Kernel], borders: Sequence[Border]) -> set[str]:
     """The kernels to compute with integers; where it makes no difference, float."""
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
-
     names = sorted(kernels)
     place = {name: at + 2 for at, name in enumerate(names)}
-    integer, float_ = 0, 1  # source and sink
-    whole = sum(k.as_integer + k.as_float for k in kernels.values()) + sum(b.quantize + b.dequantize for b in borders)
-    unit = max(whole, 1e-12) / _WHOLE
-    edges: dict[tuple[int, int], int] = {}
-
-    def pay(a: int, b: int, cost: float) -> None:
-        """Let it cost so much to have ``a`` among the integers and ``b`` not."""
-        if cost > 0:
-            edges[a, b] = min(edges.get((a, b), 0) + (_NEVER if cost == np.inf else round(cost / unit)), _NEVER)
-
+    flow = _Flow(len(names) + 2 + 2 * len(borders))
     for name in names:
-        pay(place[name], float_, kernels[name].as_integer)
-        pay(integer, place[name], kernels[name].as_float)
-    count = len(names) + 2
-    for border in borders:
-        maker = float_ if border.maker is None else place[border.maker]
-        wanted, spared, count = count, count + 1, count + 2
+        flow.pay(place[name], _FLOAT, kernels[name].as_integer)
+        flow.pay(_INTEGER, place[name], kernels[name].as_float)
+    for at, border in enumerate(borders):
+        maker = _FLOAT if border.maker is None else place[border.maker]
+        wanted, spared = len(names) + 2 + 2 * at, len(names) + 3 + 2 * at
         for reader in border.readers:
-            pay(place[reader], wanted, np.inf)
-            pay(spared, place[reader], np.inf)
-        pay(wanted, maker, border.quantize)
+            flow.pay(place[reader], wanted, math.inf)
+            flow.pay(spared, place[reader], math.inf)
+        flow.pay(wanted, maker, border.quantize)
         if border.maker is not None:
-            pay(maker, float_ if border.read_as_float else spared, border.dequantize)
-    if not edges:
-        return set()
-    ends = np.array(list(edges)).T
-    capacity = csr_array((np.array(list(edges.values()), dtype=np.int32), (ends[0], ends[1])), shape=(count, count))
-    left = capacity - maximum_flow(capacity, integer, float_).flow
-    left.data = np.maximum(left.data, 0)
-    left.eliminate_zeros()
-    reached = set(breadth_first_order(left, integer, return_predecessors=False).tolist())
-    return {name for name in names if place[name] in reached}
+            flow.pay(maker, _FLOAT if border.read_as_float else spared, border.dequantize)
+    reached = flow.saturate()
+    return {name for name in names if reached[place[name]] >= 0}
+
+
+class _Flow:
+    """The greatest flow from integer to float through pipes as wide as the costs: what it fills is the cut.
+
+    Source: Dinic, "Algorithm for Solution of a Problem of Maximum Flow in Networks with Power Estimation", 1970.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._room: list[dict[int, float]] = [{} for _ in range(size)]
+        self._whole = 0.0
+
+    def pay(self, a: int, b: int, cost: float) -> None:
+        """Let it cost so much to have ``a`` among the integers and ``b`` not."""
+        if cost > 0 and a != b:
+            self._room[a][b] = self._room[a].get(b, 0.0) + cost
+            self._room[b].setdefault(a, 0.0)
+            self._whole += cost if math.isfinite(cost) else 0.0
+
+    def saturate(self) -> list[int]:
+        """Let all flow that can; returns how far each place is from integer through what has room, -1 if cut off."""
+        least = 1e-12 * self._whole  # less than that is what rounding leaves
+        while (depth := self._depths(least))[_FLOAT] >= 0:
+            ways = [list(room) for room in self._room]
+            while self._push(depth, ways, least):
+                pass
+        return depth
+
+    def _depths(self, least: float) -> list[int]:
+        depth = [-1] * len(self._room)
+        depth[_INTEGER] = 0
+        queue = [_INTEGER]
+        for a in queue:  # which grows meanwhile
+            for b, room in self._room[a].items():
+                if depth[b] < 0 and room > least:
+                    depth[b] = depth[a] + 1
+                    queue.append(b)
+        return depth
+
+    def _push(self, depth: list[int], ways: list[list[int]], least: float) -> bool:
+        """Fill one shortest way to float, if there is one left among ``ways``; those that lead nowhere are dropped."""
+        path = [_INTEGER]
+        while path[-1] != _FLOAT:
+            a = path[-1]
+            while ways[a] and not (depth[ways[a][-1]] == depth[a] + 1 and self._room[a][ways[a][-1]] > least):
+                ways[a].pop()
+            if ways[a]:
+                path.append(ways[a][-1])
+                continue
+            path.pop()
+            if not path:
+                return False
+            ways[path[-1]].pop()
+        pairs = list(pairwise(path))
+        amount = min(self._room[a][b] for a, b in pairs)
+        for a, b in pairs:
+            self._room[a][b] -= amount
+            self._room[b][a] += amount
+        return True

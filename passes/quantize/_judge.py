@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxopt.data import Dataset
@@ -28,27 +29,26 @@ class Judge:
     def __init__(self, model: ir.Model, original: Snapshot, data: Dataset) -> None:
         self._carried = carried_state(model)
         self._batches = [(batch.feeds, batch.labels) for batch in data.batches()]
-        self._samples = len(data)
+        self.samples = len(data)
+        """On how many samples it judges."""
         session = Session(original, optimize=True, threads=cores())
         self._names = session.outputs
-        self._expected = self._run(session, len(self._batches))
+        self._expected = self._run(session)
+        self.numbers = sum(int(np.size(output)) for outputs in self._expected for output in outputs)
+        """How many numbers all outputs hold."""
 
-    def quality(self, snapshot: Snapshot, *, batches: int | None = None) -> Quality:
-        """What became of the outputs, on all samples or on the first ``batches``.
-
-        Raises ``EngineError`` if the model does not run.
-        """
-        count = len(self._batches) if batches is None else min(batches, len(self._batches))
-        found = self._run(Session(snapshot, optimize=True, threads=cores()), count)
+    def quality(self, snapshot: Snapshot) -> Quality:
+        """What became of the outputs. Raises ``EngineError`` if the model does not run."""
+        found = self._run(Session(snapshot, optimize=True, threads=cores()))
         measure = Measure(self._names)
-        for (_, labels), expected, got in zip(self._batches, self._expected, found, strict=False):
+        for (_, labels), expected, got in zip(self._batches, self._expected, found, strict=True):
             measure.add(expected, got, labels)
-        return measure.result(self._samples)
+        return measure.result(self.samples)
 
-    def _run(self, session: Session, count: int) -> list[Sequence[Array]]:
+    def _run(self, session: Session) -> list[Sequence[Array]]:
         state: dict[str, Array] = {}
         found: list[Sequence[Array]] = []
-        for feeds, _ in self._batches[:count]:
+        for feeds, _ in self._batches:
             given: Feeds = {**feeds, **{k: v for k, v in state.items() if v.shape == feeds[k].shape}}
             outputs = session.run(given, self._names)
             by_name = dict(zip(self._names, outputs, strict=True))

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import onnx_ir as ir
 
@@ -25,6 +26,7 @@ from onnxopt.graph import Editor
 from onnxopt.kernels import KernelTime, kernel_times
 from onnxopt.model import copy
 from onnxopt.passes.quantize._candidates import unmoved
+from onnxopt.passes.quantize._choices import Choice
 from onnxopt.passes.quantize._cut import Border, Kernel, cheapest
 from onnxopt.passes.quantize._judge import Judge
 from onnxopt.passes.quantize._plan import Plan
@@ -32,7 +34,8 @@ from onnxopt.passes.quantize._roles import LAYERS, Roles
 from onnxopt.runtime import Feeds, Ratio, Session, Snapshot, latency_ratios
 from onnxopt.traverse import graphs
 
-_MARK = re.compile(r"@(\d+)@")
+MARK = re.compile(r"@(\d+)@")
+"""What a node is called in a model whose kernels are timed: by its place."""
 _BLOCKED = "_nchwc"
 """Convolutions in ONNX Runtime's blocked layout are called after their outputs."""
 _QUANTIZER_SECONDS, _SECONDS_AN_ELEMENT = 1.5e-6, 2e-10
@@ -40,9 +43,13 @@ _QUANTIZER_SECONDS, _SECONDS_AN_ELEMENT = 1.5e-6, 2e-10
 
 FASTER = 0.98
 """A model that takes more than this share of the time of the float model is not faster, as far as one can tell."""
-_ROUNDS = 80
-"""So many rounds of the race tell 2 % apart."""
-_GROUPS, _BATCHES_FOR_HARM = 12, 2
+_ROUNDS, _PRECISION = 80, 0.01
+"""So many rounds of the race tell 2 % apart; fewer do where the ratios of their times differ less."""
+_GROUPS = 12
+_NUMBERS_FOR_HARM, _SAMPLES_FOR_HARM = 1 << 15, (4, 32)
+"""Harm is measured on as many samples as give so many numbers at the outputs, at least and at most."""
+_TIE = 0.05
+"""Kernels whose times in both forms differ by less than this share are as fast, as far as one can tell."""
 _AS_FAST = 1.03
 """Of models within this factor of the fastest the nearest to the float model is taken."""
 
@@ -68,28 +75,18 @@ class Budget:
         return near and (self.max_drop is None or max(lost, default=0.0) <= self.max_drop)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trial:
     """One choice of nodes, built and measured."""
 
     nodes: frozenset[str]
     ratio: Ratio
-    quality: Quality
+    judge: Callable[[], Quality]
 
-
-@dataclass
-class Choice:
-    """What was chosen, and what was learnt on the way."""
-
-    nodes: frozenset[str] = frozenset()
-    best: Trial | None = None
-    """The trial of ``nodes``, or, if these are none, the best that was not good enough."""
-    times: dict[str, Kernel] = field(default_factory=dict)
-    """Seconds of each node in both forms."""
-    harm: dict[str, float] = field(default_factory=dict)
-    """The noise that a node makes alone, in units of the signal, if that was measured."""
-    reason: str = ""
-    """Why nothing was chosen."""
+    @cached_property
+    def quality(self) -> Quality:
+        """What became of the outputs; found out when it is asked for, for it takes time."""
+        return self.judge()
 
 
 Build = Callable[[Editor, Collection[str]], None]
@@ -104,9 +101,9 @@ class Placement:
     ) -> None:
         self._model, self._build, self._feeds = model, build, feeds
         self._budget, self._threads = budget, threads
-        original = Snapshot.of(model)
-        self._judge = Judge(model, original, judges)
-        self._baseline = Session(original, optimize=True, threads=threads)
+        self._original, self._judges = Snapshot.of(model), judges
+        self._judge = Judge(model, self._original, judges)
+        self._baseline = Session(self._original, optimize=True, threads=threads)
         self._places = {
             output.name or "": at
             for at, node in enumerate(n for graph in graphs(model) for n in graph)
@@ -125,22 +122,28 @@ class Placement:
         layers = frozenset(key for key in everything if found[key].node.op_type in LAYERS)
         wanted = [frozenset(default) & everything, layers]
         if choice.times:
-            wanted.append(frozenset(cheapest(choice.times, borders)))
+            wanted.append(frozenset(cheapest(_inclined(choice.times, default), borders)))
         self._race(wanted)
         good = self._good()
         if not good and choice.times and any(trial.ratio.median <= FASTER for trial in self._trials.values()):
             self._spare(choice, borders)
             good = self._good()
         if good:
-            fastest = min(trial.ratio.median for trial in good)
-            as_fast = [trial for trial in good if trial.ratio.median <= fastest * _AS_FAST]
-            choice.best = min(as_fast, key=lambda each: each.quality.noise)
-            choice.nodes = choice.best.nodes
+            best = min(good, key=lambda each: (each.quality.noise, len(each.nodes), sorted(each.nodes)))
+            choice.nodes, choice.ratio, choice.sqnr = best.nodes, best.ratio, best.quality.least_sqnr_db
             return choice
-        tried = [trial for trial in self._trials.values() if trial.nodes]
-        if tried:
-            choice.best = min(tried, key=lambda each: each.ratio.median)
-        choice.reason = self._why_not(choice.best)
+        if not self._trials:
+            choice.reason = "ONNX Runtime runs no quantized form of it"
+            return choice
+        fastest = min(self._trials.values(), key=lambda each: each.ratio.median)
+        choice.ratio = fastest.ratio
+        choice.reason = f"kept float: INT8 takes {fastest.ratio.median:.2f} of the time here"
+        if fastest.ratio.median <= FASTER:
+            choice.sqnr = fastest.quality.least_sqnr_db
+            choice.reason = (
+                f"kept float: no faster form stays within the budget; the fastest takes {fastest.ratio.median:.2f} of "
+                f"the time at {choice.sqnr:.1f} dB"
+            )
         return choice
 
     def survey(self, made: Plan, found: Mapping[str, Roles]) -> Choice:
@@ -151,31 +154,22 @@ class Placement:
         return choice
 
     def _good(self) -> list[Trial]:
-        return [
-            trial
-            for trial in self._trials.values()
-            if trial.nodes and trial.ratio.median <= FASTER and self._budget.holds(trial.quality)
-        ]
-
-    @staticmethod
-    def _why_not(best: Trial | None) -> str:
-        if best is None:
-            return "ONNX Runtime runs no quantized form of it"
-        if best.ratio.median > FASTER:
-            return f"kept float: INT8 takes {best.ratio.median:.2f} of the time here"
-        return (
-            f"kept float: no faster form stays within the budget; the fastest takes {best.ratio.median:.2f} of the "
-            f"time at {best.quality.least_sqnr_db:.1f} dB"
-        )
+        """Of the trials within the budget the fastest, and those that are as fast."""
+        good: list[Trial] = []
+        for trial in sorted(self._trials.values(), key=lambda each: each.ratio.median):
+            if trial.ratio.median > FASTER or (good and trial.ratio.median > good[0].ratio.median * _AS_FAST):
+                break
+            if self._budget.holds(trial.quality):
+                good.append(trial)
+        return good
 
     # -- candidates ----------------------------------------------------------------------------------
 
     def _candidate(self, nodes: Collection[str], *, marked: bool = False) -> Snapshot:
         editor = Editor(copy(self._model))
         if marked:
-            for graph in editor.graphs():
-                for node in graph:
-                    node.name = f"@{self._places[node.outputs[0].name or '']}@"
+            for at, node in enumerate(n for graph in editor.graphs() for n in graph):
+                node.name = f"@{at}@"
         self._build(editor, nodes)
         if marked:
             for graph in editor.graphs():
@@ -200,10 +194,11 @@ class Placement:
                 sessions.pop(nodes, None)
         if not sessions:
             return
-        ratios = latency_ratios(self._baseline, list(sessions.values()), self._feeds, seconds=1.0, rounds=_ROUNDS)
-        for nodes, ratio in zip(list(sessions), ratios, strict=True):
-            del sessions[nodes]  # one at a time in memory while it is judged
-            self._trials[nodes] = Trial(nodes, ratio, self._judge.quality(snapshots[nodes]))
+        ratios = latency_ratios(
+            self._baseline, list(sessions.values()), self._feeds, seconds=1.0, rounds=_ROUNDS, precision=_PRECISION
+        )
+        for nodes, ratio in zip(sessions, ratios, strict=True):
+            self._trials[nodes] = Trial(nodes, ratio, partial(self._judge.quality, snapshots[nodes]))
 
     # -- time ----------------------------------------------------------------------------------------
 
@@ -226,7 +221,7 @@ class Placement:
     def _by_node(self, times: Iterable[KernelTime]) -> dict[int, list[KernelTime]]:
         found: dict[int, list[KernelTime]] = {}
         for each in times:
-            if (mark := _MARK.match(each.name)) is not None:
+            if (mark := MARK.match(each.name)) is not None:
                 found.setdefault(int(mark.group(1)), []).append(each)
             elif (at := self._places.get(each.name.removesuffix(_BLOCKED))) is not None:
                 found.setdefault(at, []).append(each)
@@ -280,31 +275,52 @@ class Placement:
                 return
             if nodes in self._trials:
                 continue
-            self._race([nodes])
-            trial = self._trials.get(nodes)
-            if trial is not None and (trial.ratio.median > FASTER or self._budget.holds(trial.quality)):
+            if self._is_near(nodes):
+                self._race([nodes])
                 return
 
+    def _is_near(self, nodes: frozenset[str]) -> bool:
+        try:
+            return self._budget.holds(self._judge.quality(self._candidate(nodes)))
+        except EngineError:
+            return False
+
     def _harm(self, order: list[str]) -> dict[str, float]:
-        """The noise that each node makes alone: of groups first, then of the members of the groups that matter."""
+        """The noise that each node makes alone: of groups first, then of halves of those that matter, and so on."""
         size = max(1, math.ceil(len(order) / _GROUPS))
         groups = [order[at : at + size] for at in range(0, len(order), size)]
+        waiting = [(group, self._noise(group)) for group in groups]
+        matters = sum(noise for _, noise in waiting) / len(waiting)
         found: dict[str, float] = {}
-        noises = [self._noise(group) for group in groups]
-        matters = sum(noises) / len(noises)
-        for group, noise in zip(groups, noises, strict=True):
-            if noise >= matters and len(group) > 1:
-                found |= {key: self._noise([key]) for key in group}
-            else:
+        while waiting:
+            group, noise = waiting.pop()
+            if len(group) == 1 or noise < matters:
                 found |= dict.fromkeys(group, noise / len(group))
+            else:
+                middle = len(group) // 2
+                waiting += [(part, self._noise(part)) for part in (group[:middle], group[middle:])]
         return found
 
     def _noise(self, nodes: Collection[str]) -> float:
         try:
-            quality = self._judge.quality(self._candidate(nodes), batches=_BATCHES_FOR_HARM)
+            return min(1.0, self._quick.quality(self._candidate(nodes)).noise)
         except EngineError:
             return 1.0
-        return min(1.0, quality.noise)
+
+    @cached_property
+    def _quick(self) -> Judge:
+        """Judges by fewer samples, where their outputs hold many numbers."""
+        least, most = _SAMPLES_FOR_HARM
+        wanted = _NUMBERS_FOR_HARM * self._judge.samples // max(1, self._judge.numbers)
+        return Judge(self._model, self._original, self._judges.take(min(max(wanted, least), most)))
+
+
+def _inclined(times: Mapping[str, Kernel], default: Collection[str]) -> dict[str, Kernel]:
+    """The times a little in favour of the default, for where they tie noise should not decide."""
+    return {
+        key: Kernel(each.as_integer * (1 - _TIE if key in default else 1 + _TIE), each.as_float)
+        for key, each in times.items()
+    }
 
 
 def _read_as_float(value: ir.Value, made: Plan, found: Mapping[str, Roles]) -> bool:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import Editor, label, sole_reader
-from onnxopt.passes.quantize._candidates import Settings, candidates, default_nodes
+from onnxopt.graph import label, sole_reader
+from onnxopt.passes.quantize._candidates import Settings
 from onnxopt.passes.quantize._roles import Roles
 
 
@@ -100,26 +100,20 @@ class Plan:
 
 
 def plan(
-    editor: Editor,
+    found: Mapping[str, Roles],
+    reasons: Mapping[str, str],
     settings: Settings,
-    *,
-    nodes: Collection[str] | None = None,
+    nodes: Collection[str],
     unusable: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Place quantizers for these nodes (by first output; default: ``default_nodes``); the model is not edited.
+    """Place quantizers for ``nodes``, by first output, given what ``candidates`` says; the model is not edited.
 
     Those among ``nodes`` that cannot be quantized are left out, with the reason in ``float_nodes``.
     """
-    found, reasons = candidates(editor, settings, unusable)
-    chosen = default_nodes(found) if nodes is None else {key for key in found if key in nodes}
-    made = Plan(settings, float_nodes=reasons)
+    made = Plan(settings, float_nodes=dict(reasons))
     for key, entry in found.items():
-        if entry.moves:
-            continue
-        if key in chosen:
+        if key in nodes and not entry.moves:
             made.nodes[key] = label(entry.node)
-        elif nodes is None:
-            made.float_nodes[label(entry.node)] = "it does not stand between integer kernels"
     _drop_half_shared(made, found)
     for key in made.nodes:
         _place(made, found[key], found, unusable or {})

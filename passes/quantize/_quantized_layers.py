@@ -150,7 +150,7 @@ def _layer(node: ir.Node, editor: Editor, sources: _Sources) -> QuantizedLayer:
     exact = np.clip(array / steps + zero, least, greatest)
     if np.max(np.abs(exact - weight.integers.astype(np.float64)), initial=0.0) > 1.01:
         raise Refuse(
-            "its weights were changed before they were rounded, by another lossy pass (such as equalize-channels): "
+            "its weights were changed before they were rounded, by another lossy pass: "
             "run that in a pipeline of its own"
         )
     adding, float_adding, bias = None, None, stored(input_at(node, 2), editor)

@@ -15,7 +15,7 @@ exact zeros by nothing, a value outside by its distance to the range.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -59,7 +59,7 @@ def choose(seen: Range, histogram: Histogram, held_out: Histogram, levels: int, 
     tried["mse"] = by_mse(histogram, levels)
     if symmetric:
         tried = {name: (-max(-low, high), max(-low, high)) for name, (low, high) in tried.items()}
-    errors = {name: expected_error(held_out, each, levels) for name, each in tried.items()}
+    errors = dict(zip(tried, _expected(_Values(held_out), list(tried.values()), levels), strict=True))
     best = min(errors, key=lambda name: errors[name])
     if errors[best] > _MARGIN * errors["minmax"]:
         best = "minmax"
@@ -69,7 +69,7 @@ def choose(seen: Range, histogram: Histogram, held_out: Histogram, levels: int, 
 def by_percentile(histogram: Histogram, percentile: float) -> Bounds:
     """The range that holds ``percentile`` % of the values, with equal shares left out below and above."""
     share = np.cumsum(histogram.counts) / max(int(histogram.counts.sum()), 1)
-    edges = _edges(histogram)
+    edges = histogram.edges
     tail = (1 - percentile / 100) / 2
     low = edges[int(np.searchsorted(share, tail, side="right"))]
     high = edges[min(int(np.searchsorted(share, 1 - tail)), share.size - 1) + 1]
@@ -78,12 +78,9 @@ def by_percentile(histogram: Histogram, percentile: float) -> Bounds:
 
 def by_mse(histogram: Histogram, levels: int) -> Bounds:
     """The range of least expected squared error: both ends are tried at 46 shares of the full range."""
-    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    lows, highs = low * _SHRUNK[:, None], high * _SHRUNK[None, :]
-    below, above = _clipping(histogram, lows[:, 0], highs[0])
-    inside = 1.0 - _share_outside(histogram, lows[:, 0], highs[0]) - _share_of_zero(histogram)
-    scale = (highs - lows) / (levels - 1)
-    error = below[:, None] + above[None, :] + np.maximum(inside, 0.0) * scale**2 / 12
+    lows = min(histogram.low, 0.0) * _SHRUNK[:, None]
+    highs = max(histogram.high, 0.0) * _SHRUNK[None, :]
+    error = _errors(_Values(histogram), lows, highs, levels)
     at_low, at_high = np.unravel_index(int(np.argmin(error)), error.shape)
     return float(lows[at_low, 0]), float(highs[0, at_high])
 
@@ -93,7 +90,7 @@ def by_entropy(histogram: Histogram, levels: int) -> Bounds:
     from scipy.stats import entropy
 
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    centers, counts = _centers(histogram), histogram.counts.astype(np.float64)
+    centers, counts = _Values(histogram).centers, histogram.counts.astype(np.float64)
     best, least = (low, high), np.inf
     for share in _SHRUNK:
         threshold = share * max(-low, high)
@@ -118,20 +115,21 @@ def by_entropy(histogram: Histogram, levels: int) -> Bounds:
 
 def expected_error(histogram: Histogram, range_: Bounds, levels: int) -> float:
     """The mean squared error of values distributed like ``histogram`` on a grid over ``range_``."""
-    low, high = np.array([min(range_[0], 0.0)]), np.array([max(range_[1], 0.0)])
-    below, above = _clipping(histogram, low, high)
-    inside = 1.0 - _share_outside(histogram, low, high)[0, 0] - _share_of_zero(histogram)
-    scale = float(high[0] - low[0]) / (levels - 1)
-    return float(below[0] + above[0] + max(inside, 0.0) * scale**2 / 12)
+    return float(_expected(_Values(histogram), [range_], levels)[0])
 
 
 def signal_to_noise(histogram: Histogram, range_: Bounds, levels: int) -> float:
     """The expected SQNR in dB of such values on a grid over ``range_``."""
-    power = float(np.sum(histogram.counts * _centers(histogram) ** 2) / max(int(histogram.counts.sum()), 1))
-    error = expected_error(histogram, range_, levels)
+    values = _Values(histogram)
+    error = float(_expected(values, [range_], levels)[0])
     if error <= 0.0:
         return float("inf")
-    return 10 * float(np.log10(power / error)) if power > 0 else float("-inf")
+    return 10 * float(np.log10(values.power / error)) if values.power > 0 else float("-inf")
+
+
+def _expected(values: _Values, ranges: Sequence[Bounds], levels: int) -> Array:
+    low, high = np.array(ranges).T
+    return _errors(values, np.minimum(low, 0.0), np.maximum(high, 0.0), levels)
 
 
 def union(ranges: Mapping[str, Bounds]) -> Bounds:
@@ -139,36 +137,42 @@ def union(ranges: Mapping[str, Bounds]) -> Bounds:
     return min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())
 
 
-def _edges(histogram: Histogram) -> Array:
-    return np.linspace(histogram.low, histogram.high, histogram.counts.size + 1)
+class _Values:
+    """What a histogram says of values: the middle of each bin, and sums over all bins below a limit."""
+
+    def __init__(self, histogram: Histogram) -> None:
+        edges = histogram.edges
+        weights = histogram.counts / max(int(histogram.counts.sum()), 1)
+        self.centers = (edges[1:] + edges[:-1]) / 2
+        self.zeros = 0.0
+        """The share of exact zeros, which are most of what is in the bin that holds 0."""
+        if edges[0] <= 0.0 <= edges[-1]:
+            at = min(int(np.searchsorted(edges, 0.0, side="right")) - 1, self.centers.size - 1)
+            self.centers[at], self.zeros = 0.0, float(weights[at])
+        self._sums = np.zeros((3, weights.size + 1))
+        for power, sums in enumerate(self._sums):
+            if power:
+                weights = weights * self.centers
+            np.cumsum(weights, out=sums[1:])
+
+    @property
+    def power(self) -> float:
+        """The mean square."""
+        return float(self._sums[2, -1])
+
+    def clipped(self, limits: Array, side: Literal["below", "above"]) -> tuple[Array, Array]:
+        """The mean squared error of clipping at each of the limits, and the share of values that are clipped."""
+        if side == "below":
+            share, first, second = (sums[np.searchsorted(self.centers, limits)] for sums in self._sums)
+        else:
+            places = np.searchsorted(self.centers, limits, "right")
+            share, first, second = (sums[-1] - sums[places] for sums in self._sums)
+        return np.maximum(second - 2 * limits * first + limits**2 * share, 0.0), share
 
 
-def _centers(histogram: Histogram) -> Array:
-    """The middle of each bin; 0 for the bin that holds 0, where exact zeros are most of what is in it."""
-    edges = _edges(histogram)
-    centers = (edges[1:] + edges[:-1]) / 2
-    holds_zero = (edges[:-1] <= 0.0) & (edges[1:] >= 0.0)
-    return np.where(holds_zero, 0.0, centers)
-
-
-def _share_of_zero(histogram: Histogram) -> float:
-    counts = histogram.counts
-    return float(counts[_centers(histogram) == 0.0].sum() / max(int(counts.sum()), 1))
-
-
-def _clipping(histogram: Histogram, lows: Array, highs: Array) -> tuple[Array, Array]:
-    """The mean squared error of clipping at each of the lows, and at each of the highs."""
-    centers = _centers(histogram)
-    weights = histogram.counts / max(int(histogram.counts.sum()), 1)
-    below = (np.minimum(centers[None, :] - lows[:, None], 0.0) ** 2) @ weights
-    above = (np.maximum(centers[None, :] - highs[:, None], 0.0) ** 2) @ weights
-    return below, above
-
-
-def _share_outside(histogram: Histogram, lows: Array, highs: Array) -> Array:
-    """The share of values below each low or above each high [lows, highs]."""
-    centers = _centers(histogram)
-    weights = histogram.counts / max(int(histogram.counts.sum()), 1)
-    below = (centers[None, :] < lows[:, None]) @ weights
-    above = (centers[None, :] > highs[:, None]) @ weights
-    return np.asarray(below[:, None] + above[None, :])
+def _errors(values: _Values, lows: Array, highs: Array, levels: int) -> Array:
+    """The expected squared error on grids over ranges from ``lows`` to ``highs``, which are broadcast."""
+    below, lost_below = values.clipped(lows, "below")
+    above, lost_above = values.clipped(highs, "above")
+    inside = np.maximum(1.0 - lost_below - lost_above - values.zeros, 0.0)
+    return np.asarray(below + above + inside * ((highs - lows) / (levels - 1)) ** 2 / 12)

@@ -28,15 +28,19 @@ Array = np.ndarray[Any, Any]
 Method = Literal["auto", "rtn", "hqq", "gptq", "awq"]
 Key = tuple[ir.Value, bool]
 
+RECURRENT = ("LSTM", "GRU", "RNN")
+
 
 @dataclass(frozen=True)
 class Task:
-    """A node, and the weight of it that is to be rounded; ``linear`` unless it is a Conv or a Gather."""
+    """A node, and the weight of it that is to be rounded; ``linear`` if it is a MatMul or a Gemm."""
 
     node: ir.Node
     weight: ir.Value
     form: Form
     linear: LinearNode | None = None
+    at: int = 1
+    """Which input the weight is."""
 
     @property
     def key(self) -> Key:
@@ -44,12 +48,21 @@ class Task:
         return self.weight, self.linear is not None and not self.linear.by_rows
 
     def matrix(self, editor: Editor) -> Array:
-        """The weight as n × k: a row for each output, filter or entry of the table."""
+        """The weight as n × k: a row for each output, filter, gate or entry of the table."""
         if self.linear is not None:
             return self.linear.matrix(editor)
         stored = editor.constant(self.weight)
         assert stored is not None
-        return stored.reshape(len(stored), -1)
+        return (
+            stored.reshape(-1, stored.shape[-1])
+            if stored.ndim == 3 and self.recurrent
+            else stored.reshape(len(stored), -1)
+        )
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether the weight is directions × gates · units × inputs."""
+        return self.node.op_type in RECURRENT
 
 
 @dataclass(frozen=True)

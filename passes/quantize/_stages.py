@@ -6,21 +6,26 @@ as long as it is deep, so layers go in at most ``STAGES`` stages by how many lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxopt.data import Dataset
-from onnxopt.graph import Editor, bodies
-from onnxopt.passes.quantize._grid import Array
-from onnxopt.passes.quantize._quantized_layers import QuantizedLayer
+from onnxopt.graph import Editor, bodies, label
+from onnxopt.pass_base import Context, Log, Pass, Refuse
+from onnxopt.passes.quantize._quantized_layers import QuantizedLayer, quantized_layers
 from onnxopt.stats import Statistics
 
 STAGES = 8
 """How many times a model is run over the data at most."""
 
+_SAMPLES = 256
+"""How many samples are used, half of them to learn from and half to judge by."""
 _MEMORY = 1 << 28
+
+Task = TypeVar("Task")
 
 
 def stages(layers: Sequence[QuantizedLayer], editor: Editor) -> list[list[list[QuantizedLayer]]]:
@@ -51,22 +56,28 @@ def _depths(counted: set[ir.Node], editor: Editor) -> dict[ir.Value, int]:
     return depths
 
 
-class Reader(Statistics):
-    """Reads several tensors of a model at one time, without keeping anything."""
+def reader(model: ir.Model, data: Dataset) -> Statistics:
+    """Reads several tensors of a model at one time; keeps nothing on disk."""
+    return Statistics(model, data, memory=_MEMORY, cache=None)
 
-    def __init__(self, model: ir.Model, data: Dataset) -> None:
-        super().__init__(model, data, memory=_MEMORY, cache=None)
 
-    def rounds(
-        self, names: Sequence[str], extra: Mapping[str, int] | None = None
-    ) -> list[tuple[list[str], int | None]]:
-        """The tensors in parts that fit into memory together, with how many samples at a time.
+def layers_of(
+    pass_: Pass, context: Context, log: Log, task: Callable[[QuantizedLayer], Task]
+) -> tuple[dict[ir.Node, Task], tuple[Dataset, Dataset]] | None:
+    """What ``pass_`` is to correct, by node, and two halves of the samples: to learn from, and to judge by.
 
-        ``extra`` is the memory that is wanted for a tensor besides.
-        """
-        return self._rounds(self._readable(names), extra or {})
-
-    def arrays(self, names: Sequence[str], rows: int | None) -> Iterator[dict[str, Array]]:
-        """The tensors of one part, batch by batch."""
-        for _, arrays in self._arrays(names, rows):
-            yield arrays
+    ``None``, with the reasons in the log, if there is nothing to be done; ``task`` may refuse a layer.
+    """
+    tasks = {}
+    for layer in quantized_layers(pass_, context, log):
+        try:
+            tasks[layer.node] = task(layer)
+        except Refuse as refusal:
+            log.refused(label(layer.node), str(refusal))
+    if not tasks or context.data is None:
+        return None
+    data = context.data.take(_SAMPLES)
+    if data.units < 2:
+        log.refused("model", "one sample is too few: some to learn from and others to judge by are needed")
+        return None
+    return tasks, data.split(0.5)

@@ -6,7 +6,8 @@ form                  what is written                                on ONNX Run
 MatMul, Gemm          com.microsoft MatMulNBits(x, q, scale, zero)   integer kernel with ``accuracy_level`` 4
 MatMul, Gemm          DequantizeLinear(q, scale, zero) → the node    becomes MatMulNBits when it is loaded
 Gather                com.microsoft GatherBlockQuantized             only the rows read are dequantized
-Conv                  DequantizeLinear(q, scale, zero) → Conv        the weight is dequantized at every run
+Conv, LSTM, GRU, RNN  Cast(q) → Sub(zero) → Mul(scale) → the node    computed once, when it is loaded
+Conv, LSTM, GRU, RNN  DequantizeLinear(q, scale, zero) → the node    the weight is dequantized at every run
 ====================  =============================================  ==============================================
 
 Equal weights are written once, however many nodes read them.
@@ -35,7 +36,7 @@ class Writer:
     def __init__(self, editor: Editor) -> None:
         self._editor = editor
         self._weights: dict[tuple[object, ...], list[ir.Value | None]] = {}
-        self._scaled: dict[tuple[ir.Value, ir.Graph | None], ir.Value] = {}
+        self._scaled: dict[tuple[ir.Value, ir.Graph | None, bytes], ir.Value] = {}
 
     def matmul_nbits(self, linear: LinearNode, x: ir.Value, blocks: Blocks, accuracy_level: int) -> None:
         """Replace a MatMul or Gemm by MatMulNBits, with the bias inside where that can be."""
@@ -62,10 +63,28 @@ class Writer:
         if linear.by_rows:
             node.attributes["transB"] = ir.AttrInt64("transB", 0)
 
-    def filters(self, node: ir.Node, weight: ir.Value, shape: tuple[int, ...], blocks: Blocks) -> None:
-        """Let a Conv read its filters through DequantizeLinear, one scale a filter."""
-        constants = self._constants(weight, ("filters",), lambda: _dequantized(blocks, shape, False))
-        node.replace_input_with(1, self._dequantize(node, constants, blocks, shape, axis=0))
+    def stored(self, node: ir.Node, at: int, shape: tuple[int, ...], blocks: Blocks, *, by_cast: bool) -> None:
+        """Let a node read the weight at input ``at``, of this shape, as integers with one scale a row of ``blocks``.
+
+        ``by_cast``: by operators that the runtime computes when it loads the model, else by DequantizeLinear.
+        """
+        weight, editor = node.inputs[at], self._editor
+        assert weight is not None
+        if by_cast:
+            q, scale, *zero = self._constants(weight, ("cast",), lambda: _cast(blocks, shape))
+            floats = editor.insert(node, "Cast", [q], {"to": int(ir.DataType.FLOAT)}, name="")
+            if zero:
+                floats = editor.insert(node, "Sub", [floats, *zero], name="")
+            floats = editor.insert(node, "Mul", [floats, scale], name="")
+        else:
+            rows = shape if shape[0] == len(blocks.q) else blocks.q.shape
+            constants = self._constants(weight, ("rows",), lambda: _dequantized(blocks, rows, False))
+            floats = self._dequantize(node, constants, blocks, rows, axis=0)
+            if rows != shape:
+                target = editor.add_constant(node, np.array(shape, np.int64), f"{weight.name}_shape")
+                floats = editor.insert(node, "Reshape", [floats, target], name="")
+        editor.facts.learn(floats, ir.DataType.FLOAT, shape)
+        node.replace_input_with(at, floats)
 
     def rows(self, node: ir.Node, weight: ir.Value, blocks: Blocks) -> None:
         """Replace a Gather of rows of a table by GatherBlockQuantized."""
@@ -78,7 +97,7 @@ class Writer:
 
     def scaled_input(self, linear: LinearNode, scales: Array) -> ir.Value:
         """``x / scales``, once for all readers of ``x`` in one graph, in front of the first."""
-        key = (linear.x, linear.node.graph)
+        key = (linear.x, linear.node.graph, scales.tobytes())
         if key not in self._scaled:
             factor = self._editor.add_constant(linear.node, (1 / scales).astype(np.float32), f"{linear.x.name}_scales")
             self._scaled[key] = self._editor.insert(linear.node, "Mul", [linear.x, factor], name="")
@@ -134,6 +153,18 @@ def _dequantized(blocks: Blocks, shape: tuple[int, ...], transpose: bool) -> lis
     return [
         np.ascontiguousarray(array.T if transpose else array) for array in (q.astype(dtype), scale, zero.astype(dtype))
     ]
+
+
+def _cast(blocks: Blocks, shape: tuple[int, ...]) -> list[Array]:
+    """Integers of ``shape``, a float scale and, unless the grid is symmetric, a float zero point for each row."""
+    form = blocks.form
+    per_row = next(shape[:at] for at in range(len(shape)) if np.prod(shape[:at], dtype=int) == len(blocks.q))
+    scale, zero = (a.reshape(*per_row, *[1] * (len(shape) - len(per_row))) for a in (blocks.scale, blocks.zero))
+    if form.symmetric:
+        narrow: Any = ml_dtypes.int4 if form.bits == 4 else np.int8
+        return [(blocks.q.astype(np.int16) - form.middle).reshape(shape).astype(narrow), scale]
+    unsigned: Any = ml_dtypes.uint4 if form.bits == 4 else np.uint8
+    return [blocks.q.reshape(shape).astype(unsigned), scale, zero.astype(np.float32)]
 
 
 def _unless_symmetric(blocks: Blocks, zero: Array) -> list[Array]:

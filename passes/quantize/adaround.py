@@ -15,6 +15,7 @@ Quantization", ICML 2020.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -26,12 +27,10 @@ from onnxopt.pass_base import Context, Log, Needs, Pass, Refuse, Report
 from onnxopt.passes.quantize._adaround import Moments, choose
 from onnxopt.passes.quantize._grid import Array, Grid
 from onnxopt.passes.quantize._products import Product
-from onnxopt.passes.quantize._quantized_layers import QuantizedLayer, quantized_layers
+from onnxopt.passes.quantize._quantized_layers import QuantizedLayer
 from onnxopt.passes.quantize._roles import LAYERS
-from onnxopt.passes.quantize._stages import Reader, stages
+from onnxopt.passes.quantize._stages import layers_of, reader, stages
 
-_SAMPLES = 256
-"""How many samples are used, half of them to choose and half to judge by."""
 _ROWS = (2048, 16384)
 """How many rows of the input of a layer are taken, at least and at most;"""
 _ROWS_PER_INPUT = 24
@@ -54,42 +53,34 @@ class Adaround(Pass):
 
     def run(self, context: Context) -> Report:
         log = Log(self, context)
-        tasks = {}
-        for layer in quantized_layers(self, context, log):
-            try:
-                tasks[layer.node] = _Task(layer)
-            except Refuse as refusal:
-                log.refused(label(layer.node), str(refusal))
-        if not tasks or context.data is None:
+        found = layers_of(self, context, log, _Task)
+        if found is None:
             return log.report()
-        data = context.data.take(_SAMPLES)
-        if data.units < 2:
-            log.refused("model", "one sample is too few: some to choose by and others to judge by are needed")
-            return log.report()
+        tasks, halves = found
         rng = np.random.default_rng(self.seed)
         for levels in stages([task.layer for task in tasks.values()], context.editor):
             stage = [tasks[layer.node] for level in levels for layer in level]
             for layer in (layer for level in levels[1:] for layer in level):
                 tasks[layer.node].local = True
             if not context.gate.closed:
-                self._adapt(stage, data, context, log, rng)
+                self._adapt(stage, halves, context, log, rng)
         return log.report()
 
-    def _adapt(self, stage: list[_Task], data: Dataset, context: Context, log: Log, rng: np.random.Generator) -> None:
+    def _adapt(
+        self, stage: list[_Task], halves: Sequence[Dataset], context: Context, log: Log, rng: np.random.Generator
+    ) -> None:
         """Read the inputs of these layers on both models, then choose."""
         by_input: dict[str, list[_Task]] = {}
         for task in stage:
             by_input.setdefault(task.layer.float_input, []).append(task)
         assert context.original is not None
-        halves = [
-            (Reader(context.original, half), Reader(context.editor.model, half), half) for half in data.split(0.5)
-        ]
+        readers = [(reader(context.original, half), reader(context.editor.model, half), half) for half in halves]
         extra = {name: sum(task.bytes for task in tasks) for name, tasks in by_input.items()}
-        for part, rows in halves[0][0].rounds(list(by_input), extra):
-            tasks = [task for name in part for task in by_input[name]]
+        for part in readers[0][0].parts(by_input, extra):
+            tasks = [task for name in part.names for task in by_input[name]]
             quantized = list(dict.fromkeys(task.layer.input for task in tasks))
-            for at, (before, after, half) in enumerate(halves):
-                pairs = zip(before.arrays(part, rows), after.arrays(quantized, rows), strict=True)
+            for at, (before, after, half) in enumerate(readers):
+                pairs = zip(before.arrays(part.names, part.rows), after.arrays(quantized, part.rows), strict=True)
                 for floats, rounded in pairs:
                     for task in tasks:
                         if task.layer.float_input in floats and task.layer.input in rounded:
@@ -99,6 +90,7 @@ class Adaround(Pass):
             for task in tasks:
                 if not context.gate.closed:
                     self._choose(task, context, log)
+                task.forget()
 
     def _choose(self, task: _Task, context: Context, log: Log) -> None:
         name = label(task.layer.node)
@@ -140,9 +132,14 @@ class _Task:
 
     @property
     def bytes(self) -> int:
-        """What the sums take."""
+        """What the sums take, and the rows to judge by."""
         g, k, n = self.product.size
-        return 8 * g * (3 * k * k + 4 * k * n)
+        return 8 * g * (3 * k * k + 4 * k * n + _ROWS[0] * k)
+
+    def forget(self) -> None:
+        """Let go of what was summed up."""
+        self._moments = None
+        self._held.clear()
 
     @property
     def nearest(self) -> Array:
@@ -175,7 +172,6 @@ class _Task:
         other = np.clip(np.where(weight / steps + zero > now, now + 1, now - 1), now.min(), now.max())
         low, high = np.minimum(other, now), np.maximum(other, now)
         up = choose(weight, (low - zero) * steps, (high - zero) * steps, moments)
-        self._moments = None  # it may be large
         chosen: Array = np.where(up, high, low)
         return chosen
 

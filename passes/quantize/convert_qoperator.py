@@ -16,8 +16,14 @@ MaxPool, Reshape, Transpose, …        the same operator on the integers, if bo
 Relu, Clip                            none, if the integers end there anyway; else ``Clip`` on the integers
 ====================================  ======================================================================
 
-Sums are the same integers; rounding to the output's grid may differ by one step from the float computation. A
-product with float output differs in the order of rounding only.
+Sums are the same integers; rounding to the output's grid may differ by one step from the float computation, where a
+number falls between two steps: in 2 of a million elements of convolutions, 2 of 100 thousand of products and 4 of 10
+thousand of sums. A product with float output differs in the order of rounding only.
+
+Such single steps add up. In a text detector of 62 convolutions outputs move by 4 % (relative to their norm), no farther
+from the float model than before (11 %), and just as far as ONNX Runtime's own fusion moves them. With unsigned
+activations it fuses the same groups, and outputs are equal bit for bit. With signed ones it leaves most groups of a QDQ
+model in float on x86 and is slower for it; in this form they are integers, and outputs those of unsigned activations.
 """
 
 from __future__ import annotations

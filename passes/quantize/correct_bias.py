@@ -29,17 +29,15 @@ import onnx_ir as ir
 
 from onnxopt.data import Dataset
 from onnxopt.errors import OptionError
-from onnxopt.graph import label
+from onnxopt.graph import Editor, label
 from onnxopt.pass_base import Context, Log, Needs, Pass, Refuse, Report
 from onnxopt.passes.quantize._biases import Bias, bias_of
 from onnxopt.passes.quantize._grid import Array
 from onnxopt.passes.quantize._products import Product
-from onnxopt.passes.quantize._quantized_layers import QuantizedLayer, quantized_layers
+from onnxopt.passes.quantize._quantized_layers import QuantizedLayer
 from onnxopt.passes.quantize._roles import LAYERS
-from onnxopt.passes.quantize._stages import Reader, stages
-
-_SAMPLES = 256
-"""How many samples are used, half of them to measure and half to judge by."""
+from onnxopt.passes.quantize._stages import layers_of, reader, stages
+from onnxopt.stats import Statistics
 
 Means = dict[str, Array]
 Shifts = Mapping[ir.Node, Array]
@@ -82,14 +80,10 @@ class CorrectBias(Pass):
 
     def run(self, context: Context) -> Report:
         log = Log(self, context)
-        tasks = self._tasks(context, log)
-        if not tasks or context.data is None:
+        found = layers_of(self, context, log, lambda layer: self._task(layer, context.editor))
+        if found is None:
             return log.report()
-        data = context.data.take(_SAMPLES)
-        if data.units < 2:
-            log.refused("model", "one sample is too few: some to measure on and others to judge by are needed")
-            return log.report()
-        halves = data.split(0.5)
+        tasks, halves = found
         if self.method == "fast":
             shifts = [self._estimated(tasks.values(), context, half) for half in halves]
             self._apply(tasks.values(), shifts, context, log)
@@ -105,17 +99,11 @@ class CorrectBias(Pass):
             self._apply([*first, *later], shifts, context, log)
         return log.report()
 
-    def _tasks(self, context: Context, log: Log) -> dict[ir.Node, _Task]:
-        found = {}
-        for layer in quantized_layers(self, context, log):
-            try:
-                found[layer.node] = _Task(layer, bias_of(layer, context.editor), _product(layer))
-                if self.method == "fast" and found[layer.node].product is None:
-                    raise Refuse("its kernel overlaps itself: only the method sequential can correct it")
-            except Refuse as refusal:
-                found.pop(layer.node, None)
-                log.refused(label(layer.node), str(refusal))
-        return found
+    def _task(self, layer: QuantizedLayer, editor: Editor) -> _Task:
+        task = _Task(layer, bias_of(layer, editor), _product(layer))
+        if self.method == "fast" and task.product is None:
+            raise Refuse("its kernel overlaps itself: only the method sequential can correct it")
+        return task
 
     def _apply(self, tasks: Iterable[_Task], shifts: Sequence[Shifts], context: Context, log: Log) -> None:
         """Correct each layer by what was found on the first half, if that holds on the second."""
@@ -140,28 +128,28 @@ class CorrectBias(Pass):
         """What to add by the method ``fast``."""
         assert context.original is not None
         wanted = {task.layer.node: (task.layer.float_input, task) for task in tasks}
-        rows = _mean_rows(Reader(context.original, half), wanted)
+        rows = _mean_rows(reader(context.original, half), wanted)
         return {node: wanted[node][1].moved(mean) for node, mean in rows.items()}
 
     def _targets(self, tasks: Iterable[_Task], context: Context, half: Dataset) -> Means:
         """The means of the outputs of the float model."""
         assert context.original is not None
         axes = {task.layer.float_output: task.layer.channel_axis for task in tasks}
-        return {name: found.mean for name, found in Reader(context.original, half).channels(axes).items()}
+        return {name: found.mean for name, found in reader(context.original, half).channels(axes).items()}
 
     def _measured(
         self, first: Sequence[_Task], later: Sequence[_Task], targets: Means, context: Context, half: Dataset
     ) -> dict[ir.Node, Array]:
         """What to add in a stage, on the quantized model as it is now."""
-        reader = Reader(context.editor.model, half)
+        read = reader(context.editor.model, half)
         axes = {task.layer.output: task.layer.channel_axis for task in first}
-        means = reader.channels(axes)
+        means = read.channels(axes)
         found = {}
         for task in first:
             if task.layer.output in means and task.layer.float_output in targets:
                 found[task.layer.node] = targets[task.layer.float_output] - means[task.layer.output].mean
         wanted = {task.layer.node: (task.layer.input, task) for task in later if task.product is not None}
-        return found | {node: wanted[node][1].moved(mean) for node, mean in _mean_rows(reader, wanted).items()}
+        return found | {node: wanted[node][1].moved(mean) for node, mean in _mean_rows(read, wanted).items()}
 
 
 def _product(layer: QuantizedLayer) -> Product | None:
@@ -171,12 +159,12 @@ def _product(layer: QuantizedLayer) -> Product | None:
         return None
 
 
-def _mean_rows(reader: Reader, wanted: Mapping[ir.Node, tuple[str, _Task]]) -> dict[ir.Node, Array]:
+def _mean_rows(read: Statistics, wanted: Mapping[ir.Node, tuple[str, _Task]]) -> dict[ir.Node, Array]:
     """The mean row (g × k) of the input that is named for each layer."""
     sums: dict[ir.Node, Array] = {}
     counts: dict[ir.Node, int] = {}
-    for part, rows in reader.rounds(sorted({name for name, _ in wanted.values()})):
-        for arrays in reader.arrays(part, rows):
+    for part in read.parts(sorted({name for name, _ in wanted.values()})):
+        for arrays in read.arrays(part.names, part.rows):
             for node, (name, task) in wanted.items():
                 if name in arrays and task.product is not None:
                     count = task.product.count(arrays[name])

@@ -4,6 +4,7 @@
 
     QuantizeLinear → DequantizeLinear        becomes   nothing, or the Relu or Clip that it stood for
     DequantizeLinear(constant)               becomes   a float constant
+    Mul(Sub(Cast(constant), zero), scale)    becomes   a float constant
     QLinearConv, QLinearMatMul, QGemm, …     become    Conv, MatMul, Gemm, …
     DynamicQuantizeLinear → MatMulInteger …  becomes   MatMul
     MatMulNBits, DynamicQuantizeLSTM, …      become    MatMul, LSTM, …
@@ -61,6 +62,9 @@ class Dequantize(Pass):
         for node in _nodes(context.editor):
             if node.op_type == "DequantizeLinear":
                 self._try(node, partial(_drop, context.editor), context, log)
+        for node in list(context.editor.nodes({"Mul"})):
+            if (floats := _stored(node.outputs[0], context.editor)) is not None:
+                self._try(node, partial(_widen, context.editor, floats), context, log)
         report = log.report()
         if not report.changes and not report.refusals:
             log.refused("model", "it has no quantized operators that may be changed")
@@ -107,11 +111,7 @@ def _drop(editor: Editor, node: ir.Node) -> str:
             raise Refuse("its scale is no constant")
         axis, block = attribute(node, "axis", 1), attribute(node, "block_size", 0)
         w = dequantized(constant, factor, editor.constant(zero), axis, block)
-        value = editor.add_constant(node, w, f"{node.outputs[0].name}_float")
-        if not editor.redirect(node.outputs[0], value):
-            editor.take_over(node.outputs[0], editor.insert(node, "Identity", [value]))
-        remove_back(node, editor)
-        return "its constant is a float one"
+        return _widen(editor, w, node)
     start, moves = _source(q)
     if moves and factor is not None and factor.size != 1:
         raise Refuse("data with a scale a channel are moved before it")
@@ -149,6 +149,30 @@ def _drop(editor: Editor, node: ir.Node) -> str:
         editor.take_over(node.outputs[0], result)
     remove_back(node, editor)
     return text
+
+
+def _stored(value: ir.Value | None, editor: Editor) -> Array | None:
+    """The floats that Cast, Sub and Mul make of constant integers of 8 or 4 bits (see ``quantize-weights``)."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type not in ("Cast", "Sub", "Mul") or node.domain != "":
+        return None
+    if node.op_type == "Cast":
+        constant = editor.constant(node.inputs[0])
+        if constant is None or constant.dtype.name not in ("int8", "uint8", "int4", "uint4"):
+            return None
+        return constant.astype(np.float32) if editor.dtype(value) == ir.DataType.FLOAT else None
+    x, other = _stored(node.inputs[0], editor), editor.constant(node.inputs[1])
+    if x is None or other is None or other.dtype != np.float32:
+        return None
+    return np.asarray(x * other if node.op_type == "Mul" else x - other)
+
+
+def _widen(editor: Editor, floats: Array, node: ir.Node) -> str:
+    value = editor.add_constant(node, floats, f"{node.outputs[0].name}_float")
+    if not editor.redirect(node.outputs[0], value):
+        editor.take_over(node.outputs[0], editor.insert(node, "Identity", [value]))
+    remove_back(node, editor)
+    return "its constant is a float one"
 
 
 def _moved(before: ir.Node, value: ir.Value, moves: list[ir.Node], editor: Editor) -> ir.Value:

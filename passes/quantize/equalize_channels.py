@@ -42,6 +42,7 @@ class EqualizeChannels(Pass):
 
     name: ClassVar[str] = "equalize-channels"
     exact: ClassVar[bool] = False
+    keeps_function: ClassVar[bool] = True
     ops: ClassVar[frozenset[str]] = _LAYERS
 
     def run(self, context: Context) -> Report:

@@ -29,8 +29,9 @@ operator of at least 32 outputs is quantized if it has 2¹⁶ weights (2¹⁷ in
 rows × weights is at least 2¹⁹; a dynamic dim counts as 1. Convolutions get 2 to 12 times slower this way, and
 are only quantized if you name them.
 
-A trained sentence encoder (MiniLM-L6) takes 0.35 to 0.42 of the time, at 16.5 dB; with ``quantize-weights`` in 8
-bits, 0.5 to 0.84 of it, at 31 dB: one range for all channels of an activation is what costs.
+Given samples, the pass does not go by that rule alone: it times every operator on one of them, in both forms, and
+keeps float what is slower; and it judges the outputs, and keeps float what harms most until the budget holds (see
+``_sparing``). Without samples nothing is judged, which it says.
 
 A CPU without VNNI adds two products in 16 bits, which may overflow; ``reduce_range`` rules that out with weights of
 7 bits.
@@ -38,25 +39,27 @@ A CPU without VNNI adds two products in 16 bits, which may overflow; ``reduce_ra
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.data import Dataset
 from onnxopt.errors import OptionError
-from onnxopt.graph import AttributeValue, Editor, attribute, constant_tensor, label
+from onnxopt.graph import Editor, attribute, constant_tensor, label
 from onnxopt.pass_base import Context, Log, Pass, Refuse, Report
-from onnxopt.passes.quantize._blockwise import weight_error
-from onnxopt.passes.quantize._contrib import insert_contrib, other_reader, remove_unread, upgrade
-from onnxopt.passes.quantize._grid import Grid, dequantize, quantize, weight_grid
-from onnxopt.passes.quantize._linear_node import LinearNode, check_weight, linear_node
+from onnxopt.passes.quantize._contrib import other_reader, remove_unread, upgrade
+from onnxopt.passes.quantize._dynamic_forms import WEIGHTS_AT, Arrays, Writer
+from onnxopt.passes.quantize._linear_node import check_weight, linear_node
+from onnxopt.passes.quantize._placement import Budget
+from onnxopt.passes.quantize._sparing import UNJUDGED, Spared, Sparing, Unit, judges, key_of
 
 Array = np.ndarray[Any, Any]
 
 _OPERATORS = ("MatMul", "Gemm", "LSTM", "Conv")
 _OPSET = 11
-_WEIGHTS_AT = {"MatMul": (1,), "Gemm": (1,), "LSTM": (1, 2), "Conv": (1,)}
 _FEWEST_OUTPUTS, _FEWEST_INPUTS = 32, 256
 _FEWEST_WEIGHTS = {"MatMul": 1 << 16, "Gemm": 1 << 16, "LSTM": 1 << 17}
 _FEWEST_PRODUCTS = 1 << 19
@@ -73,9 +76,13 @@ class QuantizeDynamic(Pass):
     operators: tuple[str, ...] = ("MatMul", "Gemm", "LSTM")
     """Of these; ``Conv`` too, which gets smaller and slower."""
     where: Literal["pays", "everywhere"] = "pays"
-    """``pays``: only operators that the rule above calls faster."""
+    """``pays``: only operators that are faster, as measured on samples; without these, as the rule above says."""
     reduce_range: bool = False
     """Whether weights have 7 bits, so that no CPU overflows."""
+    min_sqnr: float | None = None
+    """The budget, which takes samples: the least SQNR of an output in dB,"""
+    max_drop: float | None = None
+    """and the largest loss of accuracy (without labels: of agreement) as a share. Neither given: 20 dB or 1 %."""
 
     def __post_init__(self) -> None:
         if not self.operators or not set(self.operators) <= set(_OPERATORS):
@@ -84,34 +91,65 @@ class QuantizeDynamic(Pass):
             )
         if self.where not in ("pays", "everywhere"):
             raise OptionError(f"{self.name}.where is pays or everywhere, got {self.where!r}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
+            raise OptionError(f"{self.name}.max_drop is a share in [0, 1], got {self.max_drop}")
 
     def run(self, context: Context) -> Report:
         log = Log(self, context)
         editor = context.editor
-        nodes, refusals = self._plan(context)
+        budget = Budget(self.min_sqnr, self.max_drop)
+        samples = judges(context, budget, self.name)
+        by_rule = self.where == "pays" and samples is None
+        nodes, refusals = self._plan(context, by_rule)
         if nodes and min(editor.opset(node) for node in nodes) < _OPSET:
             done = upgrade(editor, _OPSET, [label(node) for node in nodes], log)
-            nodes, refusals = self._plan(context) if done else ([], refusals)
+            nodes, refusals = self._plan(context, by_rule) if done else ([], refusals)
         for name, reason in refusals:
             log.refused(name, reason)
         if not log.report().refusals and not nodes:
             log.refused("model", _nothing(editor, self.operators))
-        writer = _Writer(editor, self.reduce_range)
+        chosen = None
+        if nodes and samples is None:
+            log.refused("model", UNJUDGED)
+        elif nodes and samples is not None:
+            chosen = self._judged(nodes, samples, budget, context)
+            nodes = _kept(nodes, chosen, log)
+        writer = Writer(editor, self.reduce_range)
+        keys = {node: key_of(node) for node in nodes}  # for what they make is renamed when it is replaced
         for node in nodes:
             if context.gate.closed:
                 break
             name, op = label(node), node.op_type
-            weights = [node.inputs[at] for at in _WEIGHTS_AT[op]]
+            weights = [node.inputs[at] for at in WEIGHTS_AT[op]]
             error = writer.write(node)
             for weight in weights:
                 if weight is not None:
                     remove_unread(weight, editor)
             bits = 7 if self.reduce_range else 8
             log.changed(name, f"{op} in INT8, weights of {bits} bits by output: weight error {error:.1%}")
-            log.measured(node=name, bits=bits, weight_error=error)
+            known = chosen.facts(keys[node]) if chosen is not None else {}
+            log.measured(node=name, bits=bits, weight_error=error, **known)
         return log.report()
 
-    def _plan(self, context: Context) -> tuple[list[ir.Node], list[tuple[str, str]]]:
+    def _judged(self, nodes: Sequence[ir.Node], samples: Dataset, budget: Budget, context: Context) -> Spared:
+        """Which of ``nodes`` are faster as integers, and harm outputs no more than the budget allows."""
+        likely = None
+        if self.where == "pays":
+            likely = {key_of(node) for node in nodes if self._slow(node, context.editor) is None}
+        cache: Arrays = {}
+
+        def build(editor: Editor, items: Collection[str]) -> None:
+            keys = {item.split(":", 1)[1] for item in items}
+            writer = Writer(editor, self.reduce_range, cache)
+            for node in [n for graph in editor.graphs() for n in graph if key_of(n) in keys]:
+                writer.write(node)
+
+        if context.on_progress is not None:
+            context.on_progress("measuring what integers gain and harm")
+        sparing = Sparing(context.editor.model, build, ("INT8",), samples, budget)
+        return sparing.spare([Unit.of(node) for node in nodes], likely)
+
+    def _plan(self, context: Context, by_rule: bool) -> tuple[list[ir.Node], list[tuple[str, str]]]:
         editor = context.editor
         nodes, refusals = [], []
         for graph in editor.graphs():
@@ -123,15 +161,17 @@ class QuantizeDynamic(Pass):
                 if node.op_type not in self.operators:
                     continue
                 try:
-                    self._check(node, editor)
+                    _check(node, editor)
+                    if by_rule and (reason := self._slow(node, editor)) is not None:
+                        raise Refuse(f"{reason} (where=everywhere insists)")
                 except Refuse as refusal:
                     refusals.append((label(node), str(refusal)))
                 else:
                     nodes.append(node)
-        mine = {(node, at) for node in nodes for at in _WEIGHTS_AT[node.op_type]}
+        mine = {(node, at) for node in nodes for at in WEIGHTS_AT[node.op_type]}
         kept = []
         for node in nodes:
-            weights = (node.inputs[at] for at in _WEIGHTS_AT[node.op_type])
+            weights = (node.inputs[at] for at in WEIGHTS_AT[node.op_type])
             other = next((o for w in weights if w is not None and (o := other_reader(w, mine)) is not None), None)
             if other is None:
                 kept.append(node)
@@ -139,18 +179,16 @@ class QuantizeDynamic(Pass):
                 refusals.append((label(node), f"its weight is also read by {other}, which needs it in float"))
         return kept, refusals
 
-    def _check(self, node: ir.Node, editor: Editor) -> None:
-        """Raises ``Refuse`` if the node cannot be quantized, or is better left alone."""
-        if node.op_type in ("MatMul", "Gemm"):
-            linear_node(node, editor)
-        else:
-            _check_weights(node, editor)
-        if self.where == "everywhere" or node.op_type == "Conv":
-            return
-        shape = constant_tensor(node.inputs[1])
-        assert shape is not None
-        dims = shape.shape.numpy()
-        weights, rows, op = shape.size, rows_of(node.inputs[0], editor), node.op_type
+    @staticmethod
+    def _slow(node: ir.Node, editor: Editor) -> str | None:
+        """Why the node would not be faster by the rule above, or ``None``."""
+        op = node.op_type
+        if op == "Conv":
+            return None  # it never is, and was named all the same
+        tensor = constant_tensor(node.inputs[1])
+        assert tensor is not None
+        dims = tensor.shape.numpy()
+        weights, rows = tensor.size, rows_of(node.inputs[0], editor)
         if op == "LSTM":
             recurrent = constant_tensor(node.inputs[2])
             assert recurrent is not None
@@ -158,12 +196,32 @@ class QuantizeDynamic(Pass):
         else:
             inputs, outputs = dims[::-1] if attribute(node, "transB", 0) else dims
         if outputs < _FEWEST_OUTPUTS:
-            raise Refuse(f"with {outputs} outputs, fewer than {_FEWEST_OUTPUTS}, it would not be faster")
+            return f"with {outputs} outputs, fewer than {_FEWEST_OUTPUTS}, it would not be faster"
         if rows * weights < _FEWEST_PRODUCTS and (weights < _FEWEST_WEIGHTS[op] or inputs < _FEWEST_INPUTS):
-            raise Refuse(
-                f"with {weights} weights and {rows} rows that are certain, it would not be faster "
-                "(where=everywhere insists)"
-            )
+            return f"with {weights} weights and {rows} rows that are certain, it would not be faster"
+        return None
+
+
+def _kept(nodes: Sequence[ir.Node], chosen: Spared, log: Log) -> list[ir.Node]:
+    """The nodes to be quantized; why the others are not is logged."""
+    log.measured(node="model", **chosen.overall())
+    kept = []
+    for node in nodes:
+        key, name = key_of(node), label(node)
+        if chosen.form[key] == 0:
+            kept.append(node)
+        else:
+            log.refused(name, chosen.reasons[key])
+            log.measured(node=name, **chosen.facts(key))
+    return kept
+
+
+def _check(node: ir.Node, editor: Editor) -> None:
+    """Raises ``Refuse`` if the node cannot be quantized."""
+    if node.op_type in ("MatMul", "Gemm"):
+        linear_node(node, editor)
+    else:
+        _check_weights(node, editor)
 
 
 def rows_of(x: ir.Value | None, editor: Editor) -> int:
@@ -172,7 +230,7 @@ def rows_of(x: ir.Value | None, editor: Editor) -> int:
 
 
 def _check_weights(node: ir.Node, editor: Editor) -> None:
-    for at in _WEIGHTS_AT[node.op_type]:
+    for at in WEIGHTS_AT[node.op_type]:
         weight = node.inputs[at]
         tensor = constant_tensor(weight)
         if weight is None or tensor is None:
@@ -187,130 +245,3 @@ def _nothing(editor: Editor, operators: tuple[str, ...]) -> str:
     if found := sorted(integer & set(editor.op_types())):
         return f"it is quantized already ({', '.join(found)}); run dequantize first"
     return f"it has no {' or '.join(operators)} that may be changed"
-
-
-@dataclass
-class _Writer:
-    """Writes integer operators, and remembers rounded inputs and weights that several of them read."""
-
-    editor: Editor
-    reduce_range: bool
-    rounded: dict[tuple[ir.Value, ir.Graph | None], tuple[ir.Value, ...]] = field(default_factory=dict)
-    weights: dict[tuple[object, ...], tuple[list[ir.Value], float]] = field(default_factory=dict)
-
-    def write(self, node: ir.Node) -> float:
-        """Replace ``node``; returns ``‖w − ŵ‖ / ‖w‖``, of an LSTM the larger of its two."""
-        if node.op_type == "LSTM":
-            return self._lstm(node)
-        if node.op_type == "Conv":
-            return self._conv(node)
-        return self._product(linear_node(node, self.editor))
-
-    def _product(self, linear: LinearNode) -> float:
-        node = linear.node
-
-        def make() -> tuple[list[Array], float]:
-            w = linear.matrix(self.editor)
-            grid = weight_grid(w, 0, np.int8, True, self.reduce_range)
-            scale = (grid.scale * linear.alpha).astype(np.float32)
-            return [np.ascontiguousarray(quantize(w, grid).T), scale], _error(w, grid)
-
-        (q, scale), error = self._constants(linear.weight, ("product", linear.by_rows, linear.alpha), make)
-        product = self._scaled(node, linear.x, "MatMulInteger", q, scale, {})
-        self._finish(node, linear.add_rest(self.editor, product))
-        return error
-
-    def _conv(self, node: ir.Node) -> float:
-        x, weight = node.inputs[:2]
-        assert x is not None
-        assert weight is not None
-
-        def make() -> tuple[list[Array], float]:
-            w = self.editor.constant(weight)
-            assert w is not None
-            grid = weight_grid(w, 0, np.int8, True, self.reduce_range)
-            return [quantize(w, grid), grid.scale.reshape(-1, *[1] * (w.ndim - 2))], _error(w, grid)
-
-        (q, scale), error = self._constants(weight, ("filters",), make)
-        result = self._scaled(node, x, "ConvInteger", q, scale, {k: a.value for k, a in node.attributes.items()})
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if bias is not None:
-            axes = list(range(1, len(scale.shape or ())))
-            spread = self._unsqueeze(node, bias, axes)
-            result = self.editor.insert(node, "Add", [result, spread], name="")
-        self._finish(node, result)
-        return error
-
-    def _unsqueeze(self, node: ir.Node, value: ir.Value, axes: list[int]) -> ir.Value:
-        constant = self.editor.constant(value)
-        if constant is not None:
-            return self.editor.add_constant(node, constant.reshape(-1, *[1] * len(axes)), f"{value.name}_spread")
-        if self.editor.opset(node) < 13:
-            return self.editor.insert(node, "Unsqueeze", [value], {"axes": axes}, name="")
-        at = self.editor.add_constant(node, np.array(axes, np.int64), f"{value.name}_axes")
-        return self.editor.insert(node, "Unsqueeze", [value, at], name="")
-
-    def _scaled(
-        self, node: ir.Node, x: ir.Value, op: str, q: ir.Value, scale: ir.Value, options: dict[str, AttributeValue]
-    ) -> ir.Value:
-        """``op`` of ``x`` rounded and ``q``, times both scales."""
-        insert = self.editor.insert
-        key = (x, node.graph)
-        if key not in self.rounded:
-            self.rounded[key] = tuple(self.editor.insert_many(node, "DynamicQuantizeLinear", [x], outputs=3, name=""))
-        rounded, x_scale, x_zero = self.rounded[key]
-        sums = insert(node, op, [rounded, q, x_zero], options)
-        floats = insert(node, "Cast", [sums], {"to": int(ir.DataType.FLOAT)}, name="")
-        both = insert(node, "Mul", [x_scale, scale], name="")
-        return insert(node, "Mul", [floats, both], name="")
-
-    def _lstm(self, node: ir.Node) -> float:
-        inputs = [*node.inputs, *[None] * (8 - len(node.inputs))]
-        errors, grids = [], []
-        for at in _WEIGHTS_AT["LSTM"]:
-            weight = node.inputs[at]
-            assert weight is not None
-            (q, scale, zero), error = self._constants(weight, ("lstm",), lambda w=weight: self._recurrent(w))
-            inputs[at] = q
-            grids += [scale, zero]
-            errors.append(error)
-        options = {k: a.value for k, a in node.attributes.items() if k != "layout"}
-        used = len(node.outputs)
-        new = insert_contrib(self.editor, node, "DynamicQuantizeLSTM", [*inputs, *grids], options, outputs=used)
-        for mine, old in zip(new, node.outputs, strict=True):
-            if old.name:
-                self.editor.take_over(old, mine)
-            else:
-                mine.name = ""
-        self.editor.remove(node)
-        return max(errors)
-
-    def _recurrent(self, weight: ir.Value) -> tuple[list[Array], float]:
-        """Directions × 4·units × inputs, as directions × inputs × 4·units, with a scale each of the last."""
-        w = self.editor.constant(weight)
-        assert w is not None
-        rows = w.reshape(-1, w.shape[2])
-        grid = weight_grid(rows, 0, np.int8, True, self.reduce_range)
-        q = np.ascontiguousarray(quantize(rows, grid).reshape(w.shape).transpose(0, 2, 1))
-        scale = grid.scale.reshape(w.shape[:2])
-        return [q, scale, np.zeros(scale.shape, np.int8)], _error(rows, grid)
-
-    def _constants(self, weight: ir.Value, role: tuple[object, ...], make: Any) -> tuple[list[ir.Value], float]:
-        """The constants that take the place of ``weight``, beside it in its graph, and the error they make."""
-        key = (weight, *role)
-        if key not in self.weights:
-            arrays, error = make()
-            graph = weight.graph
-            beside = weight.producer() or (graph[0] if graph is not None else None)
-            assert beside is not None
-            parts = zip(arrays, ("quantized", "scale", "zero_point"), strict=False)
-            self.weights[key] = [self.editor.add_constant(beside, a, f"{weight.name}_{p}") for a, p in parts], error
-        return self.weights[key]
-
-    def _finish(self, node: ir.Node, result: ir.Value) -> None:
-        self.editor.take_over(node.outputs[0], result)
-        self.editor.remove(node)
-
-
-def _error(w: Array, grid: Grid) -> float:
-    return weight_error(w, dequantize(quantize(w, grid), grid))

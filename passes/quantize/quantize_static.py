@@ -16,7 +16,7 @@ Inference", CVPR 2018.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -27,16 +27,17 @@ from onnxopt.errors import OptionError
 from onnxopt.graph import Editor
 from onnxopt.pass_base import Context, Log, Pass, Report
 from onnxopt.passes.cleanup.convert_opset import ConvertOpset
-from onnxopt.passes.quantize._calibrate import Calibrated, calibrate, ranges_of, unusable
+from onnxopt.passes.quantize import _choices
+from onnxopt.passes.quantize._calibrate import Calibrated, Calibration, ranges_of
 from onnxopt.passes.quantize._candidates import Settings, candidates, default_nodes
+from onnxopt.passes.quantize._choices import Choice
 from onnxopt.passes.quantize._grid import integer_limits
-from onnxopt.passes.quantize._placement import Budget, Choice, Placement
+from onnxopt.passes.quantize._placement import Budget, Placement
 from onnxopt.passes.quantize._plan import Plan, plan
 from onnxopt.passes.quantize._qdq import Weights, activation_grids, apply
 from onnxopt.passes.quantize._ranges import METHODS, Method
 from onnxopt.passes.quantize._roles import LAYERS, Roles
 from onnxopt.passes.quantize._targets import IntegerType, detect, target
-from onnxopt.stats import Statistics
 
 _TYPES: dict[str, np.dtype[Any]] = {
     **{name: np.dtype(name) for name in ("uint8", "int8", "uint16", "int16")},
@@ -124,16 +125,17 @@ class QuantizeStatic(Pass):
 
     def run(self, context: Context) -> Report:
         log = Log(self, context)
-        found, _ = self._candidates(context, {})
-        if any(not entry.moves for entry in found.values()) and not self._upgrade(context, log):
-            return log.report()
+        if context.editor.model.opset_imports.get("", 1) < self.settings.opset:
+            found, _ = candidates(context.editor, self.settings)
+            if self._allowed(found, context) and not self._upgrade(context, log):
+                return log.report()
         work = _Work(self, context)
         chosen = work.choose() if self.placement == "measured" else None
         nodes = work.default if chosen is None else chosen.nodes
         if (limit := context.gate.limit) is not None:
             in_order = [key for key in work.found if key in nodes]
             nodes = frozenset(in_order[: max(0, limit - len(context.gate.log))])
-        made = work.plan(context.editor, nodes)
+        made = work.plan(nodes)
         for node, reason in (made.float_nodes | work.left(nodes, chosen)).items():
             log.refused(node, reason)
         if not work.everything.nodes and not made.float_nodes:
@@ -161,25 +163,20 @@ class QuantizeStatic(Pass):
             rows.append((name, op, times.as_float * 1e6, times.as_integer * 1e6, noise))
         return rows
 
-    def _candidates(self, context: Context, bad: dict[str, str]) -> tuple[dict[str, Roles], dict[str, str]]:
-        """What filters and gate leave to be quantized, and why other nodes stay float."""
-        found, reasons = candidates(context.editor, self.settings, bad)
-        allowed = {key: entry for key, entry in found.items() if entry.moves or self.may_change(entry.node, context)}
-        return allowed, reasons
+    def _allowed(self, found: Mapping[str, Roles], context: Context) -> dict[str, Roles]:
+        """What filters and gate leave to be quantized."""
+        return {key: e for key, e in found.items() if not e.moves and self.may_change(e.node, context)}
 
-    def _statistics(self, context: Context) -> tuple[Statistics, Statistics | None]:
-        """Statistics to fit ranges to and, for ``auto``, of the other half of the samples to choose by."""
-        if self.method != "auto" or context.data is None or context.data.units < 2:
-            return context.statistics(), None
-        first, second = context.data.split(0.5)
-        model, report = context.editor.model, context.on_progress
-        return Statistics(model, first, on_progress=report), Statistics(model, second, on_progress=report)
+    def _calibration(self, context: Context) -> Calibration:
+        """Where ranges come from; for ``auto`` half of the samples are kept to choose by."""
+        whole, fitted, held_out = context.statistics(), context.statistics(), None
+        if self.method == "auto" and context.data is not None and context.data.units > 1:
+            fitted, held_out = (whole.over(half) for half in context.data.split(0.5))
+        return Calibration(fitted, held_out, self.method, self.percentile)
 
     def _upgrade(self, context: Context, log: Log) -> bool:
-        """Bring the model to an opset that has the quantizers; ``False``, with the reason said, if it cannot be."""
+        """Bring the model to an opset that has the quantizers; ``False``, with the reason said, if that cannot be."""
         needed, opset = self.settings.opset, context.editor.model.opset_imports.get("", 1)
-        if opset >= needed:
-            return True
         report = ConvertOpset(version=needed).run(context)
         for note in report.refusals:
             log.refused(note.node, f"quantizers need opset {needed}, it has {opset}: {note.text}")
@@ -204,57 +201,63 @@ class _Work:
         self._pass, self._context = pass_, context
         self._weights: Weights = {}
         self._bad: dict[str, str] = {}
-        self._fitted, self._held_out = pass_._statistics(context)
+        self._calibration = pass_._calibration(context)
         self._calibrated: dict[str, Calibrated] = {}
         while True:
-            self.found, _ = pass_._candidates(context, self._bad)
-            self.default = frozenset(self._default())
-            wanted = self._all() if pass_.placement == "measured" else self.default
-            self.everything = self.plan(context.editor, wanted)
-            unknown = unusable(self.everything.tensors, self._fitted)
-            if self._held_out is not None:
-                unknown |= {k: v for k, v in unusable(self.everything.tensors, self._held_out).items() if "NaN" in v}
+            self._known = candidates(context.editor, pass_.settings, self._bad)
+            self.found = self._known[0]
+            allowed = pass_._allowed(self.found, context)
+            if pass_.placement == "layers":
+                self.default = frozenset(key for key, entry in allowed.items() if entry.node.op_type in LAYERS)
+            else:
+                moving = {key: entry for key, entry in self.found.items() if entry.moves}
+                self.default = frozenset(default_nodes(allowed | moving))
+            self.everything = self.plan(frozenset(allowed) if pass_.placement == "measured" else self.default)
+            sources = self._sources()
+            unknown = self._calibration.unusable(sources)
             if unknown.keys() <= self._bad.keys():
                 break
             self._bad |= unknown
-        self._calibrate(self.everything)
+        self._calibrate(sources)
 
-    def _all(self) -> frozenset[str]:
-        return frozenset(key for key, entry in self.found.items() if not entry.moves)
+    def _sources(self) -> set[str]:
+        """The tensors that need a range in the plan of any choice of nodes: one run tells them all."""
+        found = set(self.everything.sources)
+        if self._pass.placement == "measured":
+            found.update(name for key in self.everything.nodes for name in self.plan({key}).sources)
+        return found
 
-    def _default(self) -> set[str]:
-        if self._pass.placement == "layers":
-            return {key for key in self._all() if self.found[key].node.op_type in LAYERS}
-        return default_nodes(self.found)
-
-    def plan(self, editor: Editor, nodes: Collection[str]) -> Plan:
+    def plan(self, nodes: Collection[str]) -> Plan:
         """The plan for these nodes, in any copy of the model."""
-        return plan(editor, self._pass.settings, nodes=nodes, unusable=self._bad)
+        return plan(*self._known, self._pass.settings, nodes, self._bad)
 
     def build(self, editor: Editor, nodes: Collection[str]) -> None:
         """Quantize these nodes."""
         if not nodes:
             return
-        made = self.plan(editor, nodes)
-        self._calibrate(made)
+        made = self.plan(nodes)
+        self._calibrate(made.sources)
         apply(editor, made, activation_grids(made, ranges_of(self._calibrated)), self._weights)
 
-    def _calibrate(self, made: Plan) -> None:
-        missing = [name for name in made.sources if name not in self._calibrated]
+    def _calibrate(self, names: Iterable[str]) -> None:
+        missing = [name for name in names if name not in self._calibrated and name not in self._bad]
         if missing:
-            low, high = integer_limits(made.settings.activation)
-            self._calibrated |= calibrate(
-                missing, self._pass.method, self._pass.percentile, high - low + 1, made.settings.symmetric,
-                self._fitted, self._held_out,
-            )  # fmt: skip
+            settings = self._pass.settings
+            low, high = integer_limits(settings.activation)
+            self._calibrated |= self._calibration.ranges(missing, high - low + 1, settings.symmetric)
 
     def choose(self) -> Choice:
         """The nodes that are worth it, by measurement."""
         if not self.everything.nodes:
             return Choice()
-        if self._context.on_progress is not None:
-            self._context.on_progress("measuring where integers pay")
-        return self.placement().choose(self.everything, self.found, self.default)
+        name = _choices.key(self._pass, self._context, *sorted(self.everything.nodes))
+        found = _choices.recall(name)
+        if found is None:
+            if self._context.on_progress is not None:
+                self._context.on_progress("measuring where integers pay")
+            found = self.placement().choose(self.everything, self.found, self.default)
+            _choices.remember(name, found)
+        return found
 
     def placement(self) -> Placement:
         """What measures models with some nodes quantized."""
@@ -288,9 +291,9 @@ class _Work:
     def rows(self, made: Plan, chosen: Choice | None) -> Iterator[dict[str, object]]:
         """What was measured: of each node where it was placed and why, of each tensor how its range was found."""
         if chosen is not None:
-            if chosen.best is not None:
-                best = chosen.best
-                yield {"node": "model", "latency_ratio": best.ratio.median, "sqnr": best.quality.least_sqnr_db}
+            if chosen.ratio is not None:
+                sqnr = {} if chosen.sqnr is None else {"sqnr": chosen.sqnr}
+                yield {"node": "model", "latency_ratio": chosen.ratio.median, **sqnr}
             for key, name in self.everything.nodes.items():
                 row: dict[str, object] = {"node": name, "integer": key in made.nodes}
                 if (times := chosen.times.get(key)) is not None:

@@ -5,6 +5,8 @@
     y = MatMul(x, w)      →      y = com.microsoft.MatMulNBits(x, q, scale, zero_point)
     y = Gather(w, i)      →      y = com.microsoft.GatherBlockQuantized(q, i, scale, zero_point)
 
+    y = Conv(x, w)        →      y = Conv(x, (Cast(q) − zero_point) · scale)         also LSTM, GRU and RNN
+
 A matrix of ``k`` inputs takes ``bits + 32 / block_size + …`` bits an element: 5.1 for 4 bits in blocks of 32, with zero
 points. How it is rounded is the method:
 
@@ -26,28 +28,43 @@ bits / of 8 bits, ONNX Runtime 1.32, one thread of a CPU with AVX512-VNNI, 768 �
 0.88 / 0.78 at 128. Level 0 is slower than float: 1.06 to 1.5 for 4 bits, and up to 20 for 8. Weights of fewer than
 2¹⁷ elements, or fewer than 256 inputs, are not faster in this form (1.0 to 1.9) and stay in float.
 
+Convolutions and recurrent nets have no such kernel: their weights, with one scale a filter or gate, are only stored in
+few bits, and ONNX Runtime makes floats of them once, when it loads the model, so that its speed stays the same
+(measured: 1.00). It does so for Cast and Mul; a DequantizeLinear it computes anew in every run, which costs a Conv 1.3
+times the time and an LSTM, GRU or RNN 1.06 (32 steps) to 1.9 (one step). Recurrent weights have 8 bits at least.
+
+Given samples, the outputs are judged, and the layers that harm most get 8 bits instead of 4, or stay in float, until
+the budget holds (see ``_sparing``). Without samples nothing is judged, which the pass says.
+
 Sources: see the modules ``_blockwise``, ``_gptq`` and ``_awq``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
+from onnxopt.data import Dataset
 from onnxopt.errors import OptionError
 from onnxopt.graph import Editor, attribute, constant_tensor, label
 from onnxopt.pass_base import Context, Log, Pass, Refuse, Report
 from onnxopt.passes.quantize._blockwise import Form
 from onnxopt.passes.quantize._contrib import other_reader, remove_unread, upgrade
 from onnxopt.passes.quantize._linear_node import check_weight, linear_node
-from onnxopt.passes.quantize._rounding import Method, Rounded, Task, round_weights
+from onnxopt.passes.quantize._placement import Budget
+from onnxopt.passes.quantize._rounding import RECURRENT, Method, Rounded, Task, round_weights
+from onnxopt.passes.quantize._sparing import UNJUDGED, Spared, Sparing, Unit, judges, key_of
 from onnxopt.passes.quantize._weight_forms import Writer
 
-_OPERATORS = ("MatMul", "Gemm", "Conv", "Gather")
+_OPERATORS = ("MatMul", "Gemm", "Conv", "Gather", *RECURRENT)
 _SHORT = 256
 """Rows of fewer elements make the kernel slower than float: 1.2 times at 128."""
+_FEW = 1 << 12
+"""Fewer elements are not worth storing otherwise, where that is all that is gained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +84,18 @@ class QuantizeWeights(Pass):
     method: Method = "auto"
     """``rtn``, ``hqq``, ``awq``, ``gptq``; ``auto``: ``gptq`` where there are data, else ``hqq`` (8 bits: ``rtn``)."""
     form: Literal["matmulnbits", "dequantize-linear"] = "matmulnbits"
-    """``dequantize-linear``: standard operators only, which takes opset 21 for blocks and for 4 bits."""
+    """``dequantize-linear``: standard operators only, which takes opset 21 for blocks and for 4 bits, and makes Conv,
+    LSTM, GRU and RNN slower (see above)."""
     accuracy_level: int = 4
     """Of MatMulNBits: 4 computes with 8-bit activations, which is the fast kernel; 0 with float ones."""
-    operators: tuple[str, ...] = ("MatMul", "Gemm")
-    """Of these; also ``Gather``, for embeddings, and ``Conv``, which gets smaller, and 1.05 to 1.4 times slower."""
+    operators: tuple[str, ...] = ("MatMul", "Gemm", "LSTM", "GRU", "RNN")
+    """Of these; also ``Gather``, for embeddings, and ``Conv``."""
     min_elements: int = 1 << 17
-    """Smaller weights, and those with short rows, stay in float, which is faster; 0: quantize all."""
+    """Smaller matrices, and those with short rows, stay in float, which is faster; 0: quantize all."""
+    min_sqnr: float | None = None
+    """The budget, which takes samples: the least SQNR of an output in dB,"""
+    max_drop: float | None = None
+    """and the largest loss of accuracy (without labels: of agreement) as a share. Neither given: 20 dB or 1 %."""
 
     def __post_init__(self) -> None:
         def check(option: str, allowed: tuple[object, ...]) -> None:
@@ -95,6 +117,8 @@ class QuantizeWeights(Pass):
             )
         if self.min_elements < 0:
             raise OptionError(f"{self.name}.min_elements is a number of elements, got {self.min_elements}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
+            raise OptionError(f"{self.name}.max_drop is a share in [0, 1], got {self.max_drop}")
 
     def run(self, context: Context) -> Report:
         if self.method in ("gptq", "awq") and context.data is None:
@@ -102,6 +126,8 @@ class QuantizeWeights(Pass):
                 f"{self.name}.method {self.method} needs calibration data: give data= (--data), or take method=hqq"
             )
         log = Log(self, context)
+        budget = Budget(self.min_sqnr, self.max_drop)
+        samples = judges(context, budget, self.name)
         tasks, refusals = self._plan(context)
         if upgraded := self._upgrade(tasks, context.editor, log):
             tasks, refusals = self._plan(context)
@@ -111,22 +137,76 @@ class QuantizeWeights(Pass):
             log.refused(node, reason)
         if not tasks and not refusals and not log.report().refusals:
             log.refused("model", self._nothing(context.editor))
-        rounded = round_weights(tasks, self.method, context)
+
+        @cache
+        def rounded(bits: int) -> dict[tuple[str, int], Rounded]:
+            wide = bits > self.bits  # where rounding to the nearest is good enough
+            these = [replace(task, form=replace(task.form, bits=max(bits, task.form.bits))) for task in tasks]
+            made = round_weights(these, "rtn" if wide else self.method, Context(context.editor) if wide else context)
+            return {(key_of(task.node), task.at): made[task.key] for task in these}
+
+        chosen = None
+        if tasks and samples is None:
+            log.refused("model", UNJUDGED)
+        elif tasks and samples is not None:
+            chosen = self._judged(tasks, rounded, samples, budget, context)
+            log.measured(node="model", **chosen.overall())
+        self._write_all(tasks, rounded, chosen, context, log)
+        return log.report()
+
+    def _write_all(
+        self, tasks: Sequence[Task], rounded: Callable[[int], dict[tuple[str, int], Rounded]], chosen: Spared | None,
+        context: Context, log: Log,
+    ) -> None:  # fmt: skip
         writer = Writer(context.editor)
+        keys = {task.node: key_of(task.node) for task in tasks}  # for what they make is renamed when it is replaced
         for task in tasks:
             if context.gate.closed:
                 break
             name = label(task.node)
-            found = rounded[task.key]
+            bits, why, facts = self.bits, "", {}
+            if chosen is not None:
+                unit = next(unit for unit in chosen.units if task.node in unit.nodes)
+                facts, why = chosen.facts(unit.key), chosen.reasons.get(unit.key, "")
+                if chosen.form[unit.key] == len(chosen.forms):
+                    log.refused(name, why)
+                    log.measured(node=name, **facts)
+                    continue
+                bits = _bits(chosen.forms[chosen.form[unit.key]])
+            found = rounded(bits)[keys[task.node], task.at]
             text = self._describe(task, found, context)
             self._write(task, found, writer)
             remove_unread(task.weight, context.editor)
-            log.changed(name, text)
+            log.changed(name, f"{text}; {why}" if why else text)
             log.measured(
-                node=name, bits=self.bits, block=task.form.block_size, method=found.method,
-                weight_error=found.weight_error, output_error=found.output_error,
+                node=name, bits=found.blocks.form.bits, block=task.form.block_size, method=found.method,
+                weight_error=found.weight_error, output_error=found.output_error, **facts,
             )  # fmt: skip
-        return log.report()
+
+    def _judged(
+        self, tasks: Sequence[Task], rounded: Callable[[int], dict[tuple[str, int], Rounded]], samples: Dataset,
+        budget: Budget, context: Context,
+    ) -> Spared:  # fmt: skip
+        """In how many bits each weight may be, so that the budget holds."""
+
+        units = _units(tasks)
+        members = {unit.key: [key_of(node) for node in unit.nodes] for unit in units}
+
+        def build(editor: Editor, items: Collection[str]) -> None:
+            forms = [item.split(":", 1) for item in items]
+            bits = {member: _bits(form) for form, key in forms for member in members[key]}
+            writer = Writer(editor)
+            for node in [n for graph in editor.graphs() for n in graph if key_of(n) in bits]:
+                found = rounded(bits[key_of(node)])
+                for task in self._tasks(node, editor):
+                    if (key_of(node), task.at) in found:
+                        self._write(task, found[key_of(node), task.at], writer)
+
+        if context.on_progress is not None:
+            context.on_progress("measuring what rounding harms")
+        forms = ("4 bits", "8 bits") if self.bits == 4 else ("8 bits",)
+        sparing = Sparing(context.editor.model, build, forms, samples, budget)
+        return sparing.spare(units)
 
     def _plan(self, context: Context) -> tuple[list[Task], list[tuple[str, str]]]:
         """What can be quantized, in the order of the graph, and why the rest cannot."""
@@ -137,10 +217,10 @@ class QuantizeWeights(Pass):
                 if node.op_type not in self.operators or node.domain != "" or not self.may_change(node, context):
                     continue
                 try:
-                    tasks.append(self._task(node, editor))
+                    tasks += self._tasks(node, editor)
                 except Refuse as refusal:
                     refusals.append((label(node), str(refusal)))
-        mine = {(task.node, _WEIGHT_AT[task.node.op_type]) for task in tasks}
+        mine = {(task.node, task.at) for task in tasks}
         kept = []
         for task in tasks:
             other = other_reader(task.weight, mine)
@@ -150,30 +230,39 @@ class QuantizeWeights(Pass):
                 refusals.append((label(task.node), f"its weight is also read by {other}, which needs it in float"))
         return kept, refusals
 
-    def _task(self, node: ir.Node, editor: Editor) -> Task:
-        """Raises ``Refuse`` if the weight of ``node`` is to stay as it is."""
+    def _tasks(self, node: ir.Node, editor: Editor) -> list[Task]:
+        """Raises ``Refuse`` if the weights of ``node`` are to stay as they are."""
         form = Form(self.bits, self.block_size, self.symmetric)
         if node.op_type in ("MatMul", "Gemm"):
-            linear = linear_node(node, editor)
-            task = Task(node, linear.weight, form, linear)
-        else:
-            weight = node.inputs[_WEIGHT_AT[node.op_type]]
+            return [self._product(node, form, editor)]
+        found = []
+        for at in _WEIGHTS_AT.get(node.op_type, (1,)):
+            weight = node.inputs[at]
             tensor = constant_tensor(weight)
             if weight is None or tensor is None:
                 raise Refuse("its weight is no constant")
-            check_weight(weight, tensor, None if node.op_type == "Conv" else 2, editor)
-            task = Task(node, weight, form if node.op_type == "Gather" else replace(form, block_size=0))
-        tensor = constant_tensor(task.weight)
+            check_weight(weight, tensor, {"Conv": None, "Gather": 2}.get(node.op_type, 3), editor)
+            if self.min_elements and tensor.size < (self.min_elements if node.op_type == "Gather" else _FEW):
+                raise Refuse(f"its weight {weight.name} has {tensor.size} elements, too few to pay (min_elements)")
+            if node.op_type == "Gather":
+                self._check_table(node, tensor)
+                own = form
+            else:
+                own = Form(8 if node.op_type in RECURRENT else self.bits, 0, self.symmetric)
+            found.append(Task(node, weight, own, at=at))
+        return found
+
+    def _product(self, node: ir.Node, form: Form, editor: Editor) -> Task:
+        linear = linear_node(node, editor)
+        tensor = constant_tensor(linear.weight)
         assert tensor is not None
         if self.min_elements and tensor.size < self.min_elements:
             raise Refuse(f"its weight has {tensor.size} elements, fewer than {self.min_elements} (min_elements)")
-        if node.op_type == "Gather":
-            self._check_table(node, tensor)
-        if self.min_elements and task.linear is not None and self.form == "matmulnbits":
-            inputs = tensor.shape.numpy()[1 if task.linear.by_rows else 0]
+        if self.min_elements and self.form == "matmulnbits":
+            inputs = tensor.shape.numpy()[1 if linear.by_rows else 0]
             if inputs < _SHORT:
                 raise Refuse(f"with {inputs} inputs, fewer than {_SHORT}, it would be slower (min_elements=0 insists)")
-        return task
+        return Task(node, linear.weight, form, linear)
 
     def _check_table(self, node: ir.Node, tensor: ir.TensorProtocol) -> None:
         if self.form != "matmulnbits" or not self.block_size:
@@ -186,10 +275,13 @@ class QuantizeWeights(Pass):
 
     def _upgrade(self, tasks: list[Task], editor: Editor, log: Log) -> bool | None:
         """Convert the model to the opset that the form takes; ``None``, with refusals, if that fails."""
-        if not any(task.node.op_type == "Conv" or self.form == "dequantize-linear" for task in tasks):
+        by_cast = self.form == "matmulnbits"
+        stored = [task for task in tasks if task.linear is None and task.node.op_type != "Gather"]
+        waiting = [task for task in stored if task.form.bits == 4] if by_cast else tasks
+        if not waiting:
             return False
-        blocks = any(task.form.block_size and task.linear is not None for task in tasks)
-        wanted = 21 if self.bits == 4 or blocks else 13
+        blocks = any(task.form.block_size and task.linear is not None for task in waiting)
+        wanted = 21 if blocks or any(task.form.bits == 4 for task in waiting) else 13
         if min(editor.opset(task.node) for task in tasks) >= wanted:
             return False
         return upgrade(editor, wanted, [label(task.node) for task in tasks], log)
@@ -201,7 +293,8 @@ class QuantizeWeights(Pass):
             else:
                 tensor = constant_tensor(task.weight)
                 assert tensor is not None
-                writer.filters(task.node, task.weight, tuple(tensor.shape.numpy()), found.blocks)
+                shape = tuple(tensor.shape.numpy())
+                writer.stored(task.node, task.at, shape, found.blocks, by_cast=self.form == "matmulnbits")
             return
         x = task.linear.x if found.scales is None else writer.scaled_input(task.linear, found.scales)
         if self.form == "matmulnbits":
@@ -211,10 +304,13 @@ class QuantizeWeights(Pass):
 
     def _describe(self, task: Task, found: Rounded, context: Context) -> str:
         cut = f"blocks of {task.form.block_size}" if task.form.block_size else "one scale a row"
-        text = f"weight in {self.bits} bits, {cut}, by {found.method}: weight error {found.weight_error:.1%}"
+        bits = found.blocks.form.bits
+        text = (
+            f"weight {task.weight.name} in {bits} bits, {cut}, by {found.method}: weight error {found.weight_error:.1%}"
+        )
         if found.output_error is not None:
             return f"{text}, output error {found.output_error:.1%}"
-        if context.data is not None and task.linear is not None:
+        if context.data is not None and task.linear is not None and bits == self.bits:
             return f"{text}; no statistics of its input {task.linear.x.name}, so its data were not used"
         return text
 
@@ -225,7 +321,21 @@ class QuantizeWeights(Pass):
         return f"it has no {' or '.join(self.operators)} that may be changed"
 
 
-_WEIGHT_AT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
+def _bits(form: str) -> int:
+    return int(form[0])
+
+
+def _units(tasks: Sequence[Task]) -> list[Unit]:
+    """Nodes that share a weight must be rounded alike, lest it be stored twice."""
+    found: list[list[Task]] = []
+    for task in tasks:
+        mine = [each for each in found if any(t.node is task.node or t.weight is task.weight for t in each)]
+        found = [each for each in found if each not in mine]
+        found.append([*(t for each in mine for t in each), task])
+    return [Unit.of(*dict.fromkeys(task.node for task in each)) for each in found]
+
+
+_WEIGHTS_AT = {"Gather": (0,), **dict.fromkeys(RECURRENT, (1, 2))}
 _QUANTIZED = {
     "MatMulNBits", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul",
     "MatMulIntegerToFloat", "DequantizeLinear", "QAttention", "GatherBlockQuantized",

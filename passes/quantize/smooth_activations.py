@@ -17,6 +17,7 @@ ICML 2023.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -30,7 +31,7 @@ from onnxopt.passes.cleanup._linear import Layer, layer_of
 from onnxopt.passes.quantize._grid import Array
 from onnxopt.passes.quantize._scaling import Group, group_behind
 from onnxopt.passes.quantize._smoothing import ALPHAS, error, smoothing_scales
-from onnxopt.stats import Channels, Statistics
+from onnxopt.stats import Channels
 
 _ROWS = 512
 """How many rows of a tensor the error is measured on."""
@@ -55,6 +56,7 @@ class SmoothActivations(Pass):
 
     name: ClassVar[str] = "smooth-activations"
     exact: ClassVar[bool] = False
+    keeps_function: ClassVar[bool] = True
     ops: ClassVar[frozenset[str]] = frozenset({"MatMul", "Gemm"})
     needs: ClassVar[Needs] = "inputs"
 
@@ -72,8 +74,9 @@ class SmoothActivations(Pass):
         if statistics is None:
             return log.report()
         # All is measured before anything is changed: the scale of one tensor does not move another.
-        channels = statistics.channels({each.value.name or "": -1 for each in found})
-        plans = [(each, self._plan(each, channels, statistics, log)) for each in found]
+        names = [each.value.name or "" for each in found]
+        channels, rows = statistics.channels(dict.fromkeys(names, -1)), statistics.rows(names, _ROWS)
+        plans = [(each, self._plan(each, channels, rows, log)) for each in found]
         for each, plan in plans:
             name = _name(each.value)
             if plan is not None and context.gate.allows(self.name, name):
@@ -103,7 +106,7 @@ class SmoothActivations(Pass):
         return found
 
     def _plan(
-        self, candidate: _Candidate, channels: dict[str, Channels], statistics: Statistics, log: Log
+        self, candidate: _Candidate, channels: Mapping[str, Channels], rows: Mapping[str, Array], log: Log
     ) -> tuple[Array, str] | None:
         """The scales to divide by, and what that does; ``None``, with the reason in the log, if it does no good."""
         name = candidate.value.name or ""
@@ -111,7 +114,7 @@ class SmoothActivations(Pass):
         if known is None or not (np.isfinite(known.low).all() and np.isfinite(known.high).all()):
             log.refused(_name(candidate.value), "nothing is known of its values, or they are not finite")
             return None
-        x = _sample(statistics, name)
+        x = rows[name]
         low, high = known.low.astype(np.float64), known.high.astype(np.float64)
         largest = np.maximum(np.abs(low), np.abs(high))
         before = error(x, low, high, candidate.weights, np.ones(len(low)))
@@ -146,13 +149,3 @@ def _name(value: ir.Value) -> str:
 def _matrix(layer: Layer) -> Array:
     weight, _ = layer.weights()
     return weight.T if layer.node.op_type == "Gemm" and attribute(layer.node, "transB", 0) else weight
-
-
-def _sample(statistics: Statistics, name: str) -> Array:
-    """Rows of the tensor from all batches, evenly spaced."""
-    parts = []
-    for batch in statistics.samples(name):
-        rows = batch.reshape(-1, batch.shape[-1])
-        parts.append(rows[:: max(1, len(rows) // _ROWS)])
-    rows = np.concatenate(parts)
-    return rows[:: max(1, len(rows) // _ROWS)]

@@ -20,6 +20,7 @@ from onnxopt.passes.quantize._adaround import Moments, choose
 from onnxopt.passes.quantize._products import Product
 from onnxopt.passes.quantize._quantized_layers import stored
 from onnxopt.passes.quantize.adaround import Adaround
+from onnxopt.passes.quantize.correct_bias import CorrectBias
 from onnxopt.passes.quantize.equalize_channels import EqualizeChannels
 from onnxopt.passes.quantize.quantize_static import QuantizeStatic
 from onnxopt.pipeline import PassManager
@@ -232,12 +233,25 @@ def test_says_why_not() -> None:
     uneven = linear(v=normal(6, 6) * np.array([[100], [1], [1], [0.01], [1], [1]], np.float32))
     _, report = chain(uneven, DATA, EqualizeChannels(), INT4, Adaround())
     assert report.changed == 0
-    assert "equalize-channels" in str(report.refusals[0])
+    assert "by another lossy pass" in str(report.refusals[0])
     _, report = chain(model, {"x": DATA["x"][:1]}, INT4, Adaround())
     assert "one sample is too few" in str(report.refusals[0])
     quantized, _ = chain(model, DATA, INT4)
     _, report = chain(quantized, DATA, Adaround())
     assert "whose float form is not known" in str(report.refusals[0])
+
+
+def test_takes_what_equalized_channels_compute_for_the_original() -> None:
+    uneven = linear(v=normal(6, 6) * np.array([[100], [1], [1], [0.01], [1], [1]], np.float32))
+    data = {"x": normal(400, 8, seed=5)}
+    passes = [EqualizeChannels(), INT4, Adaround(), CorrectBias()]
+    _, report = PassManager(passes, data=data).run(uneven)
+    assert all(each.changed > 0 for each in report.passes[:3])
+    assert not any("changed before" in str(note) for each in report.passes for note in each.refusals)
+    with_int4 = PassManager(passes[:2], data=data).run(uneven)[1].overall
+    assert report.overall is not None
+    assert with_int4 is not None
+    assert report.overall.least_sqnr_db > with_int4.least_sqnr_db
 
 
 def test_refuses_a_weight_that_two_layers_share() -> None:

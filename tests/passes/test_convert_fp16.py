@@ -55,7 +55,7 @@ class Measured(Context):
 
         class Statistics:
             def ranges(self, names: Any) -> dict[str, Range]:
-                return {name: known.get(name, Range(-1, 1, -1, 1)) for name in names}
+                return {name: known.get(name, Range(-1, 1, -1, 1, True)) for name in names}
 
         return Statistics()
 
@@ -110,7 +110,7 @@ def test_data_show_what_leaves_the_range() -> None:
         "g (float[4,64] x) => (float[4,64] y) { a = MatMul(x, w) b = Exp(a) c = Relu(b) y = MatMul(c, w) }",
         w=normal(64, 64),
     )
-    wide = Range(0, 5e4, 0, 5e4)
+    wide = Range(0, 5e4, 0, 5e4, True)
     after = copy(before)
     report = ConvertFp16().run(Measured(Editor(after), {"b": wide}))
     assert {note.node for note in report.changes} == {"a", "y"}

@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+from onnxopt.data import load_data
+from onnxopt.graph import Editor
+from onnxopt.model import copy, from_proto, to_proto
+from onnxopt.pass_base import Context
 from onnxopt.passes.quantize.convert_qoperator import ConvertQoperator
+from onnxopt.passes.quantize.quantize_static import QuantizeStatic
 from onnxopt.runtime import Session, Snapshot
 from tests.support import count_ops, graph, ops, outputs, run
 
@@ -233,3 +239,76 @@ def test_a_tensor_that_is_read_as_float_too_stays_float() -> None:
     assert report.changed == 0
     assert "not only quantized" in str(report.refusals[0])
     assert "Sigmoid" in ops(after)
+
+
+def net(activation: Any) -> tuple[ir.Model, dict[str, Any]]:
+    """Convolutions, a residual sum, a gate and a product, quantized."""
+    draw = rng(11)
+    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 1, 3, 3), "w4": (8, 10)}
+    arrays: dict[str, Any] = {
+        name: draw.normal(scale=np.prod(shape[1:]) ** -0.5, size=shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    model = graph(
+        """g (float[N,3,12,12] x) => (float[N,10] y) {
+            a = Conv <pads = [1,1,1,1]> (x, w1) b = Relu(a) c = Conv <pads = [1,1,1,1]> (b, w2) d = Add(c, b)
+            e = Conv <pads = [1,1,1,1], group = 8> (d, w3) f = Sigmoid(e) h = Mul(d, f)
+            p = GlobalAveragePool(h) v = Flatten(p) y = MatMul(v, w4) }""",
+        **arrays,
+    )
+    data = load_data({"x": draw.standard_normal((16, 3, 12, 12)).astype(np.float32)}, model)
+    pass_ = QuantizeStatic(activation_type=activation, placement="all")
+    result = copy(model)
+    pass_.run(Context(Editor(result), data=data))
+    return result, {"x": draw.standard_normal((4, 3, 12, 12)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("activation", ["uint8", "int8"])
+def test_each_operator_is_right_to_one_step(activation: str) -> None:
+    """Given the very integers that the QDQ model has there, with ONNX Runtime fusing nothing."""
+    before, feeds = net(activation)
+    after, _ = run(ConvertQoperator(), before)
+    known = values(before, feeds)
+    constants = {i.name: onnx.numpy_helper.to_array(i) for i in to_proto(after).graph.initializer}
+    seen = set()
+    for node in to_proto(after).graph.node:
+        if "QLinear" not in node.op_type and node.op_type != "QGemm":
+            continue
+        given = {name: known[name] for name in node.input if name not in constants}
+        kinds = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in given.items()}
+        alone = onnx.helper.make_graph(
+            [node], "alone",
+            [onnx.helper.make_tensor_value_info(name, kinds[name], given[name].shape) for name in given],
+            [onnx.ValueInfoProto(name=node.output[0])],
+            [onnx.numpy_helper.from_array(constants[name], name) for name in set(node.input) & constants.keys()],
+        )  # fmt: skip
+        imports = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
+        single = from_proto(onnx.helper.make_model(alone, opset_imports=imports, ir_version=10))
+        (got,), expected = outputs(single, given), known[node.output[0]]
+        apart = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+        if expected.dtype.kind == "f":
+            assert apart.max() <= 1e-5 * np.abs(expected).max()
+        else:
+            assert apart.max() <= 1
+            assert (apart > 0).mean() < 0.01
+        seen.add(node.op_type)
+    assert {"QLinearConv", "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearGlobalAveragePool"} <= seen
+
+
+def test_signed_and_unsigned_activations_give_the_same_integers() -> None:
+    """The sums are equal, and so are outputs: what differs is which groups ONNX Runtime fuses in a QDQ model."""
+    made = {}
+    for activation in ("uint8", "int8"):
+        before, feeds = net(activation)
+        after, _ = run(ConvertQoperator(), before)
+        made[activation] = as_fused(after, feeds)[0]
+    np.testing.assert_allclose(made["int8"], made["uint8"], atol=1e-6)
+
+
+def values(model: ir.Model, feeds: dict[str, Any]) -> dict[str, Any]:
+    """Every tensor that ONNX Runtime computes."""
+    proto = to_proto(model)
+    names = [name for node in proto.graph.node for name in node.output]
+    for name in set(names) - {output.name for output in proto.graph.output}:
+        proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    return {**feeds, **dict(zip([o.name for o in proto.graph.output], outputs(from_proto(proto), feeds), strict=True))}

@@ -41,12 +41,15 @@ TYPES = ("uint8", "int8", "uint16", "int16")
 
 
 def histogram(x: np.ndarray[Any, Any]) -> Histogram:
-    counts, _ = np.histogram(x, BINS, (x.min(), x.max()))
-    return Histogram(float(x.min()), float(x.max()), counts)
+    counts, edges = np.histogram(x, BINS, (x.min(), x.max()))
+    width = float(edges[1] - edges[0])
+    first = float(edges[0]) / width
+    ends = seen(x)
+    return Histogram(ends.low, ends.high, ends.mean_low, ends.mean_high, ends.finite, first, width, counts)
 
 
 def seen(x: np.ndarray[Any, Any]) -> Range:
-    return Range(float(x.min()), float(x.max()), float(x.min()) / 2, float(x.max()) / 2)
+    return Range(float(x.min()), float(x.max()), float(x.min()) / 2, float(x.max()) / 2, finite=True)
 
 
 def error_on(x: np.ndarray[Any, Any], range_: Bounds) -> float:
@@ -226,9 +229,9 @@ def test_choose_judges_by_the_other_half() -> None:
 
 def test_a_constant_tensor_has_a_range_by_every_method() -> None:
     x = np.full(100, 2.5)
-    flat = Histogram(2.5, 2.5, np.bincount([0] * 100, minlength=BINS))
+    flat = Histogram(2.5, 2.5, 2.5, 2.5, finite=True, first=5.0, width=0.5, counts=np.array([100]))
     for method in METHODS[1:]:
-        low, high = bounds(method, Range(2.5, 2.5, 2.5, 2.5), flat, 256, 99.0)
+        low, high = bounds(method, flat, flat, 256, 99.0)
         grid = grid_of_range(low, high, "uint8", symmetric=False)
         assert fake_quantize(x.astype(np.float32), grid) == pytest.approx(x, rel=0.01), method
 

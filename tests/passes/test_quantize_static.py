@@ -16,7 +16,8 @@ from onnxopt.errors import DataError, OptionError
 from onnxopt.graph import Editor
 from onnxopt.model import copy, to_proto
 from onnxopt.pass_base import Context, Gate, Report
-from onnxopt.passes.quantize._calibrate import calibrate, ranges_of
+from onnxopt.passes.quantize._calibrate import Calibration, ranges_of
+from onnxopt.passes.quantize._candidates import candidates, default_nodes
 from onnxopt.passes.quantize._census import Kernel, census
 from onnxopt.passes.quantize._grid import dequantize, fake_quantize, grid_of_range, weight_grid
 from onnxopt.passes.quantize._plan import plan
@@ -407,11 +408,12 @@ def test_is_deterministic() -> None:
 def test_a_plan_holds_for_any_copy_and_any_set_of_nodes() -> None:
     before, settings = conv_net(), QuantizeStatic(**VNNI).settings
     statistics = Context(Editor(before), data=load_data({"x": normal(8, 3, 8, 8)}, before)).statistics()
-    whole = plan(Editor(before), settings)
-    ranges = ranges_of(calibrate(whole.sources, "minmax", 0.0, 256, False, statistics, None))
+    known = candidates(Editor(before), settings)
+    whole = plan(*known, settings, default_nodes(known[0]))
+    ranges = ranges_of(Calibration(statistics).ranges(whole.sources, 256, symmetric=False))
     weights: Weights = {}
     for nodes in (whole.nodes.keys(), {"c"}, {"d", "y"}):
-        made = plan(Editor(before), settings, nodes=nodes)
+        made = plan(*known, settings, nodes)
         assert made.nodes.keys() == set(nodes)
         candidate = copy(before)
         apply(Editor(candidate), made, activation_grids(made, ranges), weights)

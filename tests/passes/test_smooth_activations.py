@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,19 +38,19 @@ class Observed(Context):
         model, feeds = to_proto(self.editor.model), self.data
 
         class Statistics:
-            def samples(self, name: str) -> Iterator[np.ndarray[Any, Any]]:
+            def rows(self, names: Iterable[str], limit: int) -> dict[str, np.ndarray[Any, Any]]:
                 shown = onnx.ModelProto.FromString(model.SerializeToString())
-                shown.graph.output.add(name=name)
+                shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
                 session = Session(Snapshot(shown.SerializeToString(), None), threads=1)
-                for each in feeds:  # type: ignore[union-attr]
-                    yield session.run(each, [name])[0]
+                found = {}
+                for name in names:
+                    arrays = [session.run(each, [name])[0] for each in feeds]  # type: ignore[union-attr]
+                    found[name] = np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays])[:limit]
+                return found
 
             def channels(self, axes: Mapping[str, int]) -> dict[str, Channels]:
-                found = {}
-                for name in axes:
-                    x = np.concatenate([a.reshape(-1, a.shape[-1]) for a in self.samples(name)])
-                    found[name] = Channels(x.min(0), x.max(0), x.mean(0))
-                return found
+                every = self.rows(axes, 1 << 20)
+                return {name: Channels(x.min(0), x.max(0), x.mean(0), x.var(0)) for name, x in every.items()}
 
         return Statistics()
 
