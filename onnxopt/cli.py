@@ -119,9 +119,7 @@ def _share(context: click.Context, option: click.Parameter, text: str | None) ->
     "--data", metavar="SOURCE",
     help="Samples to calibrate on: an .npz file, a directory, or module:callable; 'random' only to try things out.",
 )  # fmt: skip
-@click.option(
-    "--eval-data", metavar="SOURCE", help="Other samples, to judge lossy passes by; default: half of --data."
-)
+@click.option("--eval-data", metavar="SOURCE", help="Other samples, to judge lossy passes by; default: half of --data.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="The budget: the least SQNR of an output, in dB.")
 @click.option(
     "--max-drop", metavar="SHARE", callback=_share,
@@ -130,9 +128,7 @@ def _share(context: click.Context, option: click.Parameter, text: str | None) ->
 @click.option("--strict", is_flag=True, help="Fail if nothing matches or a change has to be left out.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @_probes
-@click.option(
-    "--external-data/--inline", default=None, help="Weights beside OUT, or inside; default: as in MODEL."
-)
+@click.option("--external-data/--inline", default=None, help="Weights beside OUT, or inside; default: as in MODEL.")
 @_json
 @click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
 @_limited
@@ -161,6 +157,7 @@ def _dims(context: click.Context, option: click.Parameter, texts: tuple[str, ...
     "--cleanup/--no-cleanup", default=None,
     help="Try what the recipe cleanup would leave; default: for models of up to 2,000 nodes.",
 )  # fmt: skip
+@click.option("--groups", is_flag=True, help="List the groups of channels that can be pruned, and why others cannot.")
 @_json
 @_limited
 def inspect(**options: Any) -> int:
@@ -190,12 +187,16 @@ def compare(**options: Any) -> int:
 @cli.command(epilog=_EXIT_CODES)
 @click.argument("model")
 @click.option("--data", required=True, metavar="SOURCE", help="Samples to calibrate on and to judge by.")
+@click.option(
+    "--method", type=click.Choice(["int8", "prune"]), default="int8", show_default=True,
+    help="What is done to one layer at a time: quantized, or a quarter, half, three quarters of its channels removed.",
+)  # fmt: skip
 @click.option("-o", "--output", metavar="OUT.json", help="Where to save the measurements.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="For ONNX Runtime.")
 @_json
 @_limited
 def sensitivity(**options: Any) -> int:
-    """Measure what each node of MODEL gains and harms when it alone is quantized to INT8."""
+    """Measure what each layer of MODEL gains and harms when it alone is quantized or pruned."""
     return _supervised("sensitivity", options)
 
 

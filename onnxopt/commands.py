@@ -178,7 +178,7 @@ def _data(stage: Stage, source: str | None, model: Any) -> Any:
 
 
 def _inspect(
-    stage: Stage, *, model: str, dims: dict[str, int], cleanup: bool | None, as_json: bool, verbose: int
+    stage: Stage, *, model: str, dims: dict[str, int], cleanup: bool | None, groups: bool, as_json: bool, verbose: int
 ) -> int:
     stage("import")
     from onnxopt import inspection, recipes
@@ -191,6 +191,9 @@ def _inspect(
     if cleanup or (cleanup is None and found.costs.nodes <= PREVIEW_NODES):
         stage("cleanup")
         found.cleanup = inspection.preview(loaded, recipes.recipe("cleanup"))
+    if groups:
+        stage("channels")
+        found.groups = inspection.channel_groups(loaded)
     stage.reporting()
     if as_json:
         _print_json(found)
@@ -229,7 +232,7 @@ def _compare(
 
 
 def _sensitivity(
-    stage: Stage, *, model: str, data: str, output: str | None, threads: int, as_json: bool, verbose: int
+    stage: Stage, *, model: str, data: str, method: str, output: str | None, threads: int, as_json: bool, verbose: int
 ) -> int:
     from onnxopt.writing import replace_file, writable
 
@@ -238,13 +241,15 @@ def _sensitivity(
     import msgspec
 
     from onnxopt.model import load
-    from onnxopt.search.sensitivity import sensitivity
+    from onnxopt.search.sensitivity import pruning_sensitivity, sensitivity
 
     stage("load")
     loaded = load(model)
     samples = _data(stage, data, loaded)
     stage("sensitivity")
-    found = sensitivity(loaded, samples, threads=threads)
+    found: Any = (
+        pruning_sensitivity(loaded, samples) if method == "prune" else sensitivity(loaded, samples, threads=threads)
+    )
     if target is not None:
         with replace_file(target) as file:
             file.write(msgspec.json.format(msgspec.json.encode(found), indent=2))
@@ -252,9 +257,9 @@ def _sensitivity(
     if as_json:
         _print_json(found)
     else:
-        from onnxopt.terminal import show_sensitivity
+        from onnxopt.terminal import show_pruning_sensitivity, show_sensitivity
 
-        _print(show_sensitivity, found)
+        _print(show_pruning_sensitivity if method == "prune" else show_sensitivity, found)
     return DONE
 
 

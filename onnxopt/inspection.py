@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt import metrics
+from onnxopt.channels import ChannelGraph
 from onnxopt.errors import EngineError
-from onnxopt.graph import bodies
+from onnxopt.graph import Editor, bodies
 from onnxopt.macs import Macs, count_macs
-from onnxopt.model import source_of
+from onnxopt.model import copy, source_of
 from onnxopt.pass_base import Pass
 from onnxopt.pipeline import PassManager
 from onnxopt.probes import interface_inputs
@@ -53,6 +54,20 @@ class Costs:
 
 
 @dataclass
+class ChannelGroup:
+    """Channels that layers make, and that can only be removed together with all that belongs to them."""
+
+    node: str
+    channels: int
+    constants: list[str]
+    """The constants that have slices of them, with the axis: ``conv1.weight[0]``."""
+    exact: bool
+    """Whether removing a channel equals reading zeros in its place; not so where a normalization goes over them."""
+    frozen: list[str]
+    """Why none can be removed; empty if they can."""
+
+
+@dataclass
 class Inspection:
     """A model described."""
 
@@ -73,6 +88,23 @@ class Inspection:
     """Which marks of quantization there are: ``QDQ``, ``integer operators``, ``weight-only``."""
     cleanup: dict[str, int] | None = None
     """What the recipe ``cleanup`` would leave: ``nodes`` before and ``after``; ``None`` if not tried."""
+    groups: list[ChannelGroup] | None = None
+    """The groups of channels; ``None`` if not asked for."""
+
+
+def channel_groups(model: ir.Model) -> list[ChannelGroup]:
+    """The groups of channels that layers make, in the order of the graph."""
+    return [
+        ChannelGroup(
+            group.name,
+            group.size,
+            [f"{member.value.name}[{member.axis}]" for member in group.members],
+            group.exact,
+            list(group.frozen),
+        )
+        for group in ChannelGraph(Editor(copy(model))).groups
+        if group.makers
+    ]
 
 
 def costs(model: ir.Model, dims: Mapping[str, int] | None = None) -> Costs:

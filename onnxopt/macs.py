@@ -40,6 +40,8 @@ class Macs:
 
     total: int = 0
     by_operator: dict[str, int] = field(default_factory=dict)
+    by_output: dict[str, int] = field(default_factory=dict)
+    """Those of each node, by the name of its first output."""
     at: dict[str, int] = field(default_factory=dict)
     """The value at which each dynamic dim of the inputs was set."""
     unknown: list[str] = field(default_factory=list)
@@ -53,7 +55,7 @@ def dynamic_dims(model: ir.Model) -> dict[str, int]:
     found: dict[str, int] = {}
     for value in interface_inputs(model):
         for axis, dim in enumerate(value.shape or ()):
-            if not isinstance(dim, int):
+            if not _is_size(dim):
                 found.setdefault(_dim_name(value, axis, dim), DEFAULT_SIZES[0 if axis == 0 else 1])
     return found
 
@@ -74,7 +76,7 @@ def count_macs(model: ir.Model, dims: Mapping[str, int] | None = None) -> Macs:
     for value in interface_inputs(copied):
         if sizes and value.shape is not None:
             value.shape = ir.Shape(
-                d if isinstance(d, int) else sizes[_dim_name(value, axis, d)] for axis, d in enumerate(value.shape)
+                d if _is_size(d) else sizes[_dim_name(value, axis, d)] for axis, d in enumerate(value.shape)
             )
     if copied.functions:
         InlinePass()(copied)
@@ -83,8 +85,15 @@ def count_macs(model: ir.Model, dims: Mapping[str, int] | None = None) -> Macs:
     return result
 
 
-def _dim_name(value: ir.Value, axis: int, dim: ir.SymbolicDim) -> str:
-    if dim.value and any(c.isalpha() for c in dim.value):  # some exporters call every dim "?"
+def _is_size(dim: int | ir.SymbolicDim) -> bool:
+    """Whether a dim is fixed: some exporters write -1 for a dynamic one."""
+    return isinstance(dim, int) and dim >= 0
+
+
+def _dim_name(value: ir.Value, axis: int, dim: int | ir.SymbolicDim) -> str:
+    if (
+        isinstance(dim, ir.SymbolicDim) and dim.value and any(c.isalpha() for c in dim.value)
+    ):  # some exporters call every dim "?"
         return dim.value
     return f"{value.name}[{axis}]"
 
@@ -114,6 +123,7 @@ class _Counter:
             else:
                 counts = self._result.by_operator
                 counts[node.op_type] = counts.get(node.op_type, 0) + times * count
+                self._result.by_output[node.outputs[0].name or ""] = times * count
 
     def _add_bodies(self, node: ir.Node, inner: list[ir.Graph], times: int) -> None:
         if node.op_type == "If":
@@ -126,6 +136,7 @@ class _Counter:
             for op, count in dearest.by_operator.items():
                 counts[op] = counts.get(op, 0) + count
             for branch in branches:
+                self._result.by_output |= branch.by_output
                 self._result.unknown += branch.unknown
                 self._result.counted_once += branch.counted_once
             return

@@ -19,9 +19,9 @@ from onnxopt.supervise import one_line
 if TYPE_CHECKING:
     from onnxopt.evaluation import Quality
     from onnxopt.inspection import Comparison, Costs, Inspection
-    from onnxopt.pipeline import RunReport
     from onnxopt.recipes.catalogue import Entry, RecipeEntry
-    from onnxopt.search.sensitivity import Sensitivity
+    from onnxopt.run_report import RunReport
+    from onnxopt.search.sensitivity import PruningSensitivity, Sensitivity
 
 _WIDTH = 160
 """Columns where the output is not a terminal."""
@@ -142,6 +142,12 @@ def show_inspection(found: Inspection, details: bool) -> None:
         screen.line(f"Shapes unknown: {', '.join(costs.macs_unknown)}")
     screen.line()
     screen.table(["operator", "nodes"], ((name, f"{n:,}") for name, n in costs.operators.items()))
+    if found.groups is not None:
+        screen.line()
+        rows_of_groups = (
+            (g.node, "; ".join(g.frozen) or f"free: {', '.join(g.constants)}", f"{g.channels:,}") for g in found.groups
+        )
+        screen.table(["channels of", "", "channels"], rows_of_groups, text_columns=2)
 
 
 def show_comparison(found: Comparison) -> None:
@@ -186,6 +192,21 @@ def show_sensitivity(found: Sequence[Sensitivity]) -> None:
             for each in found
         ),
         text_columns=2,
+    )
+
+
+def show_pruning_sensitivity(found: Sequence[PruningSensitivity]) -> None:
+    """What each layer gains and harms without some of its channels."""
+    screen = _Screen()
+    if not found:
+        screen.line("No layer has channels that can be removed: inspect --groups says why.")
+        return
+    screen.table(
+        ("layer", "channels", "MACs", "parameters", "alone"),
+        (
+            (e.node, f"{e.channels} → {e.kept}", f"−{e.macs:.1%}", f"−{e.parameters:.1%}", _decibels(e.sqnr_db))
+            for e in found
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute, constant_tensor, label
+from onnxopt.shape_values import ShapeValues
 
 Slices = npt.NDArray[np.int64]
 Keep = Callable[[Slices], npt.NDArray[np.bool_]]
@@ -68,7 +70,20 @@ class Axes:
         """What else is to be done when slices are removed, but for cutting the constants."""
         self.options: dict[ir.Node, tuple[int, Slices]] = {}
         """How many ways there are to read a node, and the slices that depend on which is taken."""
+        self.pieces: list[Slices] = []
+        """Parts of axes that must not be left empty, though no constant tells them from the rest."""
+        self.heads: list[tuple[ir.Node, Axis]] = []
+        """Axes along which products of two activations are taken one by one, as for the heads of an attention."""
+        self.seen: set[ir.Value] = set()
+        """What the rule at work has looked at."""
+        self.numbers: dict[ir.Value, str] = {}
+        """What nodes read without following its slices, such as shapes, and why nothing can be cut from it."""
         self._choices = choices
+
+    @cached_property
+    def shape_values(self) -> ShapeValues:
+        """What is known of shapes that are computed."""
+        return ShapeValues(self.editor)
 
     # -- looking -----------------------------------------------------------------------------------------
 
@@ -76,11 +91,12 @@ class Axes:
         """The axes of ``value``. Raises ``Unfollowed`` if not even their number is known."""
         if value is None:
             raise Unfollowed("it lacks an input")
+        self.seen.add(value)
         if value in self.computed:
             return self.computed[value]
         if value not in self.constants:
             tensor = constant_tensor(value)
-            if tensor is None:
+            if tensor is None or tensor.dtype == ir.DataType.STRING:
                 return self.fix(value, f"the input {value.name!r} has this axis")
             self.constants[value] = [self.fresh(int(size)) for size in tensor.shape.numpy()]
         return self.constants[value]
@@ -91,10 +107,7 @@ class Axes:
 
     def fix(self, value: ir.Value, why: str) -> list[Axis]:
         """Note that no axis of ``value`` can be cut."""
-        rank = self.editor.rank(value)
-        if rank is None:
-            raise Unfollowed(f"the rank of {value.name!r} is not known")
-        self.computed[value] = [Fixed(why)] * rank
+        self.computed[value] = [SINGLE if dim == 1 else Fixed(why) for dim in self.dims(value)]
         return self.computed[value]
 
     def dims(self, value: ir.Value | None) -> tuple[int | str | None, ...]:
@@ -156,6 +169,10 @@ class Axes:
         """Note that what is computed of the other slices changes when some are removed."""
         if not isinstance(axis, Fixed):
             self.inexact.append(axis)
+
+    def attends(self, node: ir.Node, axis: Axis) -> None:
+        """Note that ``node`` multiplies activations, slice by slice of this axis."""
+        self.heads.append((node, axis))
 
     def choose(self, node: ir.Node, ways: int, slices: Slices) -> int:
         """Which of several ways to read ``node`` is to be taken, if that matters to ``slices``."""

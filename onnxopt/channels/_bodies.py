@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from onnxopt.channels._axes import Axes, Axis, Fixed, Unfollowed
+from onnxopt.channels._axes import SINGLE, Axes, Axis, Fixed, Unfollowed
 from onnxopt.graph import bodies
 
 Walk = Callable[[ir.Graph], None]
@@ -17,7 +17,7 @@ def if_(node: ir.Node, axes: Axes, walk: Walk) -> list[list[Axis]]:
     ways = []
     for body in bodies(node):
         walk(body)
-        ways.append([axes.of(value) for value in body.outputs])
+        ways.append([_not_broadcast(axes.of(value)) for value in body.outputs])
     out = []
     for pair in zip(*ways, strict=True):
         if len({len(shape) for shape in pair}) > 1:
@@ -58,6 +58,7 @@ def _turns(
     axes: Axes,
     walk: Walk,
 ) -> list[list[Axis]]:
+    carried = [_not_broadcast(shape) for shape in carried]
     for value, shape in zip(inputs, carried, strict=True):
         axes.computed[value] = shape
     walk(body)
@@ -69,3 +70,9 @@ def _turns(
             axes.tie(*pair)
     stacked: list[list[Axis]] = [[Fixed("it counts turns"), *axes.of(value)] for value in outputs[len(carried) :]]
     return carried + stacked
+
+
+def _not_broadcast(shape: list[Axis]) -> list[Axis]:
+    """The same, but that a single slice does not fit to any other axis: it may be one now, and several in the next
+    turn or the other branch."""
+    return [Fixed(SINGLE.why) if axis is SINGLE else axis for axis in shape]

@@ -36,6 +36,8 @@ OVER_AXIS = frozenset(
 
 def elementwise(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     """All operands have the slices that the output has."""
+    if attribute(node, "broadcast", 0):
+        raise Unfollowed("it broadcasts as up to opset 6")
     count = 1 if node.op_type == "CastLike" else len(node.inputs)
     operands = aligned([axes.of(value) for value in node.inputs[:count] if value is not None])
     return [[axes.tie(*parts) for parts in zip(*operands, strict=True)]]
@@ -43,12 +45,16 @@ def elementwise(node: ir.Node, axes: Axes) -> list[list[Axis]]:
 
 def dropout(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     """Data and mask have the slices of the input."""
+    if len(node.inputs) > 2 and axes.editor.scalar(node.inputs[2]) != 0:
+        raise Unfollowed("it drops at random")
     return [axes.of(node.inputs[0])] * len(node.outputs)
 
 
 def pool(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     """Samples and channels stay, and the rest is space."""
     x = axes.of(node.inputs[0])
+    if len(node.outputs) > 1:
+        axes.freeze(x[1], said(node, "it counts places over all channels"))
     return [[*x[:2], *spatial(node, x[2:], axes)]] * len(node.outputs)
 
 
@@ -83,8 +89,8 @@ def over_axis(node: ir.Node, axes: Axes) -> list[list[Axis]]:
         found = ints(axes, node, 1)
         over = [found[0]] if found else [0]
     else:
-        first = attribute(node, "axis", 0 if node.op_type.startswith("Arg") else -1 if opset >= 13 else 1)
         flattens = opset < 13 and node.op_type in ("Softmax", "LogSoftmax", "Hardmax")
+        first = attribute(node, "axis", 0 if node.op_type.startswith("Arg") else 1 if flattens else -1)
         over = list(range(positive(first, len(x)), len(x))) if flattens else [first]
     why = said(node, "it compares all slices of this axis")
     for at in over:
@@ -123,6 +129,8 @@ def dequantize(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     if attribute(node, "block_size", 0):
         raise Unfollowed("its scales belong to blocks")
     for parameter in node.inputs[1:]:
+        if parameter is None:
+            continue
         scale = axes.of(parameter)
         if len(scale) == 1 and scale[0] is not SINGLE:
             axes.tie(x[attribute(node, "axis", 1)], scale[0])

@@ -37,6 +37,7 @@ def convolution(node: ir.Node, axes: Axes) -> list[list[Axis]]:
 
 def _groups(node: ir.Node, x: Slices, w: list[Axis], groups: int, axes: Axes) -> Axis:
     if isinstance(w[0], Fixed):
+        axes.freeze(x, w[0].why)
         return w[0]
     made, read = w[0].reshape(groups, -1), x.reshape(groups, -1)
     if read.shape[1] == 1 or made.shape[1] == 1 or axes.choose(node, 2, x) == 1:
@@ -51,8 +52,11 @@ def _groups(node: ir.Node, x: Slices, w: list[Axis], groups: int, axes: Axes) ->
 
 def _transposed_groups(node: ir.Node, x: Slices, w: list[Axis], groups: int, axes: Axes) -> Axis:
     """The weight is (inputs × outputs of a group); the outputs of different groups have no slice in common."""
-    count = attribute(node, "group", 1) * (1 if isinstance(w[1], Fixed) else len(w[1]))
-    out = axes.fresh(count)
+    if isinstance(w[1], Fixed) and w[1] is not SINGLE:
+        axes.freeze(x, w[1].why)
+        axes.freeze(w[0], w[1].why)
+        return w[1]
+    out = axes.fresh(groups * (1 if isinstance(w[1], Fixed) else len(w[1])))
     assert not isinstance(out, Fixed)
     axes.tie(x, axes.reads(w[0]))
     whole = axes.join(x.reshape(groups, -1), 1)
@@ -92,6 +96,9 @@ def matmul(node: ir.Node, axes: Axes) -> list[list[Axis]]:
         raise Unfollowed("it multiplies a scalar")
     axes.tie(_contracted(a[-1], node.inputs[0], axes), _contracted(b[max(len(b) - 2, 0)], node.inputs[1], axes))
     batch = [axes.tie(*parts) for parts in zip(*aligned([a[:-2], b[:-2]]), strict=True)] if a[:-2] or b[:-2] else []
+    if not any(axes.is_weight(value) for value in node.inputs):
+        for axis in batch:
+            axes.attends(node, axis)
     return [[*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else [])]]
 
 
@@ -114,12 +121,23 @@ def einsum(node: ir.Node, axes: Axes) -> list[list[Axis]]:
         for letter, axis in zip(term, axes.of(value), strict=True):
             own = axis if letter in right else _contracted(axis, value, axes)
             found[letter] = axes.tie(found[letter], own) if letter in found else own
+    for letter in right:
+        if len(terms) > 1 and all(letter in term for term in terms) and not any(map(axes.is_weight, node.inputs)):
+            axes.attends(node, found[letter])
+    for letter in sorted(set(left) - set(right)):
+        if left.count(letter) == 1:  # summed over, with nothing that reads it
+            axes.blur(found.get(letter, SINGLE))
     return [[found[letter] for letter in right]]
 
 
 def batch_norm(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     """Scale, bias, mean and variance go with the channels."""
     x = axes.of(node.inputs[0])
+    if attribute(node, "spatial", 1) == 0:
+        raise Unfollowed("its scales belong to places")
+    if attribute(node, "training_mode", 0):
+        for axis in (x[0], *x[2:]):
+            axes.blur(axis)
     channel = axes.tie(x[1], *(axes.of(value)[0] for value in node.inputs[1:]))
     return [[x[0], channel, *x[2:]], *([channel] for _ in node.outputs[1:])]
 
@@ -127,6 +145,8 @@ def batch_norm(node: ir.Node, axes: Axes) -> list[list[Axis]]:
 def instance_norm(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     """Each channel is normalised by itself, over space."""
     x = axes.of(node.inputs[0])
+    for axis in x[2:]:
+        axes.blur(axis)
     channel = axes.tie(x[1], *(axes.of(value)[0] for value in node.inputs[1:]))
     return [[x[0], channel, *x[2:]]]
 
@@ -151,6 +171,8 @@ def group_norm(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     """Statistics go over the channels of a group: every group loses the same ones."""
     x = list(axes.of(node.inputs[0]))
     groups = attribute(node, "num_groups")
+    for axis in x[2:]:
+        axes.blur(axis)
     if isinstance(x[1], Fixed):
         for value in node.inputs[1:]:
             axes.tie(x[1], axes.of(value)[0])
@@ -161,10 +183,10 @@ def group_norm(node: ir.Node, axes: Axes) -> list[list[Axis]]:
         axes.freeze(each, said(node, "each group is one channel"))
     for value in node.inputs[1:]:
         parameter = axes.of(value)[0]
-        if not isinstance(parameter, Fixed) and len(parameter) == len(x[1]):
-            axes.tie(x[1], parameter)
-        else:
+        if axes.dims(value)[0] == groups != len(x[1]):
             axes.freeze(parameter, said(node, "it has one entry a group"))
+        else:
+            axes.tie(x[1], parameter)
     return [x]
 
 
@@ -186,12 +208,18 @@ def recurrent(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     if inputs[7] is not None:
         parts.append((axes.of(inputs[7])[1], 3))
     for axis, count in parts:
-        if not isinstance(axis, Fixed):
-            axes.tie(hidden, axes.join(axis.reshape(count, -1), 0))
+        axes.tie(hidden, axis if isinstance(axis, Fixed) else axes.join(axis.reshape(count, -1), 0))
+    samples, steps = (x[0], x[1]) if attribute(node, "layout", 0) else (x[1], x[0])
+    axes.freeze(steps, said(node, "it goes along this axis"))
+    directions = [axes.of(value)[0] for value in (*inputs[1:4], inputs[7]) if value is not None]
     for state in inputs[5:7]:
         if state is not None:
-            axes.tie(hidden, axes.of(state)[2])
-    directions = [axes.of(value)[0] for value in inputs[1:3]]
+            found = axes.of(state)
+            axes.tie(hidden, found[2])
+            axes.tie(samples, found[0 if attribute(node, "layout", 0) else 1])
+            directions.append(found[1 if attribute(node, "layout", 0) else 0])
+    if inputs[4] is not None:
+        axes.tie(samples, axes.of(inputs[4])[0])
     for axis in directions:
         axes.freeze(axis, said(node, "this axis counts directions"))
     _follow(node, "hidden_size", hidden, axes)
@@ -203,7 +231,7 @@ def recurrent(node: ir.Node, axes: Axes) -> list[list[Axis]]:
 
 def attention(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     """Attention of four-dimensional queries, keys and values: (samples, heads, places, features)."""
-    if len(node.outputs) > 1 or any(value is not None for value in node.inputs[4:6]):
+    if len(node.outputs) > 1 or any(value is not None for value in node.inputs[4:]):
         raise Unfollowed("it keeps keys and values of before")
     q, k, v = (axes.of(value) for value in node.inputs[:3])
     if len(q) != 4:
@@ -211,13 +239,21 @@ def attention(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     axes.tie(q[3], k[3])
     for axis in (q[2], k[2], v[2]):
         axes.freeze(axis, said(node, "every place looks at every other"))
-    if axes.dims(node.inputs[0])[1] != axes.dims(node.inputs[1])[1]:
-        raise Unfollowed("several queries share a key")
-    heads = axes.tie(q[1], k[1], v[1])
+    samples, heads = axes.tie(q[0], k[0], v[0]), _with_keys(q[1], axes.tie(k[1], v[1]), axes)
     if len(node.inputs) > 3 and node.inputs[3] is not None:
-        mask = axes.of(node.inputs[3])
-        if len(mask) == 4:
-            heads = axes.tie(heads, mask[1])
+        mask, _ = aligned([axes.of(node.inputs[3]), q])
+        samples, heads = axes.tie(samples, mask[0]), axes.tie(heads, mask[1])
+        for axis in mask[2:]:
+            axes.freeze(axis, said(node, "every place looks at every other"))
     if attribute(node, "scale") is None:
         axes.blur(q[3])
-    return [[q[0], heads, q[2], v[3]]]
+    axes.attends(node, heads)
+    return [[samples, heads, q[2], v[3]]]
+
+
+def _with_keys(queries: Axis, keys: Axis, axes: Axes) -> Axis:
+    """The heads of queries, of which neighbours may share a key: they go with it."""
+    if isinstance(queries, Fixed) or isinstance(keys, Fixed) or len(queries) == len(keys):
+        return queries if keys is SINGLE else axes.tie(queries, keys)
+    axes.tie(axes.join(queries.reshape(len(keys), -1), 1), keys)
+    return queries

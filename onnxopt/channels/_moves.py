@@ -100,6 +100,7 @@ def split(node: ir.Node, axes: Axes) -> list[list[Axis]]:
         each = -(-len(whole) // len(node.outputs))
         sizes = [each] * (len(node.outputs) - 1) + [len(whole) - each * (len(node.outputs) - 1)]
     parts = np.split(whole, np.cumsum(sizes)[:-1])
+    axes.pieces += parts
 
     def update(keep: Keep) -> None:
         counts = np.array([int(keep(part).sum()) for part in parts], dtype=np.int64)
@@ -135,7 +136,8 @@ def slice_(node: ir.Node, axes: Axes) -> list[list[Axis]]:
         if isinstance(whole, Fixed):
             continue
         stop = None if step < 0 and end < -len(whole) else end
-        x[axis] = whole[start:stop:step]
+        x[axis] = part = whole[start:stop:step]
+        axes.pieces.append(part)
         if step != 1:
             axes.freeze(whole, said(node, f"it takes every {abs(step)}th slice"))
         begin = range(len(whole))[start:stop:step]
@@ -187,11 +189,12 @@ def gather(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     rank = len(axes.dims(indices))
     whole = data[along]
     if picked is None or isinstance(whole, Fixed):
-        why = said(node, "which slices it takes is known at run time only")
+        why = whole.why if isinstance(whole, Fixed) else said(node, "which slices it takes is known at run time only")
         axes.freeze(whole, why)
         new = list(axes.of(indices)) if indices in axes.computed else [Fixed(why)] * rank
         return [[*data[:along], *new, *data[along + 1 :]]]
     taken = whole[picked]
+    axes.pieces.append(taken.reshape(-1))
     if rank > 1:
         axes.freeze(whole, said(node, "it spreads the slices over several axes"))
         return [[*data[:along], *[Fixed("slices are spread over it")] * rank, *data[along + 1 :]]]
@@ -216,6 +219,7 @@ def pad(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     given = attribute(node, "pads", attribute(node, "paddings"))
     pads = list(given) if given is not None else None
     over = ints(axes, node, 3)
+    mode = attribute(node, "mode", "constant")
     chosen = list(range(len(x))) if over is None else [positive(axis, len(x)) for axis in over]
     if pads is None:
         try:
@@ -226,13 +230,20 @@ def pad(node: ir.Node, axes: Axes) -> list[list[Axis]]:
         whole = x[axis]
         if isinstance(whole, Fixed):
             continue
-        if pads is None or min(pads[at], pads[at + len(chosen)]) < 0:
-            why = said(node, "how much it pads is computed at run time" if pads is None else "it cuts slices off")
-            axes.freeze(whole, why)
-            x[axis] = Fixed(why)
-        elif pads[at] or pads[at + len(chosen)]:
-            why = said(node, "these slices are padding")
-            x[axis] = np.concatenate([_frozen(pads[at], why, axes), whole, _frozen(pads[at + len(chosen)], why, axes)])
+        ends = (pads[at], pads[at + len(chosen)]) if pads is not None else (0, 0)
+        why = ""
+        if pads is None:
+            why = "how much it pads is computed at run time"
+        elif min(ends) < 0:
+            why = "it cuts slices off"
+        elif any(ends) and mode != "constant":
+            why = "it pads with slices of its own"
+        if why:
+            axes.freeze(whole, said(node, why))
+            x[axis] = Fixed(said(node, why))
+        elif any(ends):
+            before, after = (_frozen(size, said(node, "these slices are padding"), axes) for size in ends)
+            x[axis] = np.concatenate([before, whole, after])
     return [x]
 
 
@@ -241,6 +252,9 @@ def expand(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     (x,) = aligned([axes.of(node.inputs[0])])
     dims = axes.dims(node.outputs[0])
     x = [*[SINGLE] * (len(dims) - len(x)), *x]
+    wanted = axes.shape_values.of(node.inputs[1])
+    if wanted is not None and len(wanted) == len(dims):  # inference knows less of what is computed
+        dims = tuple(size if axis is SINGLE else dim for axis, dim, size in zip(x, dims, wanted, strict=True))
     rank = axes.dims(node.inputs[1])[0]
     if not isinstance(rank, int):
         raise Unfollowed("how many axes it makes is not known")
@@ -318,7 +332,8 @@ def space_to_depth(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     x = axes.of(node.inputs[0])
     block = attribute(node, "blocksize") ** 2
     several = Fixed(said(node, "one channel becomes several"))
-    channel: Axis = np.tile(x[1], block) if not isinstance(x[1], Fixed) else several if x[1] is SINGLE else x[1]
+    order = np.repeat if attribute(node, "mode", "DCR") == "CRD" else np.tile
+    channel: Axis = order(x[1], block) if not isinstance(x[1], Fixed) else several if x[1] is SINGLE else x[1]
     return [[x[0], channel, *_moved(node, x[2:], axes)]]
 
 

@@ -96,12 +96,23 @@ def _from_left(before: list[Dim], after: list[Dim]) -> tuple[list[Factor], int, 
 def reshape(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     """Follow slices from factor to factor."""
     source, target = node.inputs[0], node.outputs[0]
-    out = follow(node, axes.of(source), axes.dims(source), axes.dims(target), axes)
+    out = follow(node, axes.of(source), axes.dims(source), _dims_for_readers(target, axes), axes)
     if node.op_type == "Reshape" and len(node.inputs) > 1:
         axes.resize(node, 1, dict(enumerate(out)))
     elif node.op_type == "Reshape" and any(isinstance(axis, np.ndarray) for axis in out):
         raise Unfollowed("its shape is an attribute: raise the opset to 5 or more")
     return [out]
+
+
+def _dims_for_readers(value: ir.Value, axes: Axes) -> Sequence[Dim]:
+    """The dims of ``value``, of which the last may be known only as what a weight takes that it is multiplied with."""
+    dims = axes.dims(value)
+    if dims and not isinstance(dims[-1], int):
+        for use in value.uses():
+            if use.node.op_type == "MatMul" and use.idx == 0 and axes.is_weight(use.node.inputs[1]):
+                weight = axes.editor.shape(use.node.inputs[1]) or (None,)
+                return [*dims[:-1], weight[max(len(weight) - 2, 0)]]
+    return dims
 
 
 def flatten(node: ir.Node, axes: Axes) -> list[list[Axis]]:
@@ -121,6 +132,7 @@ def _product(dims: Sequence[Dim]) -> Dim:
 
 def follow(node: ir.Node, x: list[Axis], before: Sequence[Dim], after: Sequence[Dim], axes: Axes) -> list[Axis]:
     """The axes of the output of a node that leaves all elements in their order."""
+    before = [dim if isinstance(axis, Fixed) else len(axis) for axis, dim in zip(x, before, strict=True)]
     found = factors(before, after)
     live: dict[int, Slices] = {}  # factor → its slices
     for at, axis in enumerate(x):
@@ -159,11 +171,13 @@ def _target(
     if not alive:
         whys = [x[s].why for f in own if (s := found[f].source) is not None and isinstance(x[s], Fixed)]  # type: ignore[union-attr]
         return Fixed(whys[0] if whys else said(node, "it splits what is removed as a whole"))
-    if len(alive) > 1 or any(found[f].size is None for f in own):
-        why = "axes of which slices could be removed become one" if len(alive) > 1 else "a size is not known"
+    if any(found[f].size is None for f in own):
+        why = said(node, "a size is not known")
         for f in alive:
-            axes.freeze(live[f], said(node, why))
-        return Fixed(said(node, why))
+            axes.freeze(live[f], why)
+        return Fixed(why)
+    for f in alive[1:]:  # as where keys are repeated for the queries that share them: (keys, times) become one
+        axes.freeze(live[f], said(node, "it becomes one with an axis of which slices can be removed"))
     shape = [found[f].size or 1 for f in own]
     grid = live[alive[0]].reshape([size if f == alive[0] else 1 for f, size in zip(own, shape, strict=True)])
     return np.broadcast_to(grid, shape).reshape(-1)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxopt.channels import _bodies, _elementwise, _layers, _moves, _reshape
 from onnxopt.channels._axes import SINGLE, Axes, Axis, Fixed, Unfollowed, said
 from onnxopt.graph import bodies
+from onnxopt.shapes import Dim
 
 Rule = Callable[[ir.Node, Axes], list[list[Axis]]]
 
@@ -75,13 +76,19 @@ def walk(graph: ir.Graph, axes: Axes) -> None:
             continue
         if node.inputs and all(value is None or axes.is_weight(value) for value in node.inputs):
             axes.derived.update(node.outputs)
+        seen: set[ir.Value] = set()
+        axes.seen = seen
         try:
             out = _follow(node, axes)
         except Unfollowed as unfollowed:
             _give_up(node, said(node, str(unfollowed)), axes)
             continue
+        for value in node.inputs:
+            if value is not None and value not in seen:
+                axes.numbers.setdefault(value, said(node, f"it takes numbers from {value.name!r}"))
         for value, found in zip(node.outputs, out, strict=False):
-            axes.computed[value] = [_settled(node, axis, axes) for axis in found]
+            dims = axes.editor.shape(value) or [None] * len(found)
+            axes.computed[value] = [_settled(node, axis, dim, axes) for axis, dim in zip(found, dims, strict=True)]
         for value in node.outputs[len(out) :]:
             _fix(value, said(node, "this output is not followed"), axes)
 
@@ -100,14 +107,20 @@ def _follow(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     except (IndexError, ValueError, TypeError) as error:  # a node that ONNX Runtime will refuse as well
         raise Unfollowed("its shapes do not fit together") from error
     for value, found in zip(node.outputs, out, strict=False):
-        rank = axes.editor.rank(value)
-        if rank is not None and rank != len(found):
+        dims = axes.editor.shape(value)
+        if dims is not None and (len(dims) != len(found) or any(map(_differ, found, dims))):
             raise Unfollowed("its shapes do not fit together")
     return out
 
 
-def _settled(node: ir.Node, axis: Axis, axes: Axes) -> Axis:
+def _differ(axis: Axis, dim: Dim) -> bool:
+    return isinstance(dim, int) and (dim != len(axis) if isinstance(axis, np.ndarray) else axis is SINGLE and dim != 1)
+
+
+def _settled(node: ir.Node, axis: Axis, dim: Dim, axes: Axes) -> Axis:
     """The same, but that a single slice cannot go: without it there would be nothing left."""
+    if isinstance(axis, Fixed) and dim == 1:
+        return SINGLE
     if isinstance(axis, np.ndarray) and len(axis) < 2:
         axes.freeze(axis, said(node, "it makes a single slice"))
         return SINGLE if len(axis) else Fixed(said(node, "it makes no slice"))
@@ -119,13 +132,13 @@ def _give_up(node: ir.Node, why: str, axes: Axes) -> None:
     axes.freeze_all(node.inputs, why)
     for body in bodies(node):
         for inner in (inner for g in (body, *body.subgraphs()) for inner in g):
-            axes.freeze_all((v for v in inner.inputs if v is not None and v in axes.computed), why)
-            axes.freeze_all((v for v in inner.inputs if v is not None and v.is_initializer()), why)
+            axes.freeze_all((v for v in inner.inputs if v in axes.computed or axes.is_weight(v)), why)
+        axes.freeze_all((v for v in body.outputs if v in axes.computed or axes.is_weight(v)), why)
     for value in node.outputs:
         _fix(value, why, axes)
 
 
 def _fix(value: ir.Value, why: str, axes: Axes) -> None:
-    rank = axes.editor.rank(value)
-    if rank is not None:
-        axes.computed[value] = [Fixed(why)] * rank
+    dims = axes.editor.shape(value)
+    if dims is not None:
+        axes.computed[value] = [SINGLE if dim == 1 else Fixed(why) for dim in dims]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnxopt.data import load_data
 from onnxopt.errors import OptionError
 from onnxopt.evaluation import Quality
 from onnxopt.graph import Editor
-from onnxopt.model import copy
+from onnxopt.model import copy, to_proto
 from onnxopt.pass_base import Context, Report
 from onnxopt.passes.quantize import _placement
 from onnxopt.passes.quantize._judge import Judge, carried_state
@@ -24,6 +25,11 @@ from tests.support import graph, ops
 
 RNG = np.random.default_rng(0)
 DATA = {"x": RNG.normal(size=(64, 8, 12, 12)).astype(np.float32)}
+
+
+@pytest.fixture(autouse=True)
+def _no_choices_of_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 def network() -> ir.Model:
@@ -45,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
     """Let everything quantized take ``ratio`` of the time of the float model."""
 
     def measured(a: object, others: Sequence[object], *_: object, **__: object) -> list[Ratio]:
-        return [Ratio(ratio, ratio, ratio)] * len(others)
+        return [Ratio(ratio, ratio, ratio, ratio)] * len(others)
 
     monkeypatch.setattr(_placement, "latency_ratios", measured)
 
@@ -62,6 +68,29 @@ def test_quantizes_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.changed > 0
     assert "QuantizeLinear" in ops(after)
     assert next(fact["latency_ratio"] for fact in report.facts if fact.get("node") == "model") == 0.5
+
+
+def test_a_choice_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are never twice the same; equal runs give equal bytes, whatever the clock says the second time."""
+    model = network()
+    clock(monkeypatch, 0.5)
+    first, report = placed(model)
+    clock(monkeypatch, 1.08)
+    second, again = placed(model)
+    assert to_proto(first).SerializeToString() == to_proto(second).SerializeToString()
+    assert again == report
+    assert ops(placed(model, min_sqnr=10.0)[0]) == ops(model), "another question is asked anew"
+    assert ops(placed(network())[0]) == ops(model), "and so is that of another model"
+
+
+def test_a_choice_that_cannot_be_read_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = network()
+    clock(monkeypatch, 0.5)
+    first, _ = placed(model)
+    (file,) = (tmp_path / "onnxopt" / "placements").iterdir()
+    for name in ("choice", "other"):
+        np.savez(file, **{name: np.arange(7, dtype=np.uint8)})  # type: ignore[arg-type]
+        assert to_proto(placed(model)[0]) == to_proto(first)
 
 
 def test_returns_no_slower_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,66 @@
+"""``python -m benchmarks.prune``: make the networks, install, run, write ``results.md`` and ``results.json``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import venvs
+from benchmarks.cleanup.__main__ import machine, plain
+from benchmarks.cleanup.experiment import Store
+from benchmarks.corpus import fetch
+from benchmarks.prune import experiment, peer, tables, verdicts
+from benchmarks.quantize.experiment import one_thread
+
+HERE = Path(__file__).parent
+PARTS = ("networks", "published", "trained", "scale")
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prune", description=__doc__)
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--networks", default="tests/*,operators/*,architectures/*", metavar="GLOBS", help="networks, comma-separated"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget stored results of what is run")
+    parser.add_argument("--no-fetch", action="store_true", help="take the published models that are there")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.md and results.json")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
+    parts = args.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        print(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    said = machine()  # before: nproc heeds OMP_NUM_THREADS
+    one_thread()
+    store = Store(venvs.CACHE / "results", args.fresh)
+    results: experiment.Record = {"networks": [], "published": [], "trained": [], "scale": {}}
+    try:
+        if "networks" in parts:
+            for one in peer.networks(args.networks.split(",")):
+                results["networks"].append(record := experiment.network(one, store))
+                kinds = dict(verdicts.all_kinds([record]))
+                print(f"{one.kind}/{one.name}: {kinds}, all shapes equal: {verdicts.whole(record)}", file=sys.stderr)
+        if "published" in parts:
+            if not args.no_fetch:
+                fetch.fetch_real()
+            results["published"] = experiment.published(store)
+        if "trained" in parts:
+            results["trained"] = experiment.trained(store)
+        if "scale" in parts:
+            results["scale"] = experiment.scale(store)
+    finally:  # an interrupted run shows what it has
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "results.md").write_text(plain(tables.render(results, said)))
+        (args.out / "results.json").write_text(plain(json.dumps({"machine": said} | results, indent=1)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

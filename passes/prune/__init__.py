@@ -1,0 +1,1 @@
+"""Passes that make weights zero, or take channels, heads and blocks out."""

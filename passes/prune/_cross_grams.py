@@ -1,0 +1,82 @@
+"""What the inputs of a pruned model have in common with the outputs of the dense one, layer by layer.
+
+Both models run over the same data side by side; of what comes, a batch at a time, rows are drawn at random, unfolded
+in blocks, summed up into ``XᵀX`` and ``XᵀY`` and let go. Places beside each other see nearly the same, so a part of
+them tells as much as all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.data import Dataset
+from onnxopt.passes.prune._least_squares import Array, Moments
+from onnxopt.passes.prune._refits import Refit
+from onnxopt.stats import Statistics
+
+_ROWS = 32768
+"""How many rows are taken of all data, at least if there are so many;"""
+_ROWS_PER_WEIGHT = 8
+"""more where an output has many weights."""
+_BLOCK = 1 << 22
+"""So many elements are unfolded at once."""
+
+
+def reading(model: ir.Model, data: Dataset) -> Statistics:
+    """The tensors of ``model``, to be read and not kept."""
+    return Statistics(model, data, memory=1 << 28, cache=None)
+
+
+class Pair:
+    """The dense model and data to run it on, beside the pruned one."""
+
+    def __init__(self, dense: Statistics, data: Dataset, seed: int) -> None:
+        self._dense, self._data, self._seed = dense.over(data), data, seed
+
+    def unreadable(self, refit: Refit) -> str | None:
+        """Why what the layer should give cannot be known, if so."""
+        return self._dense.reachable(refit.target)
+
+    def moments(self, refits: Sequence[Refit], pruned: Statistics) -> dict[Refit, Moments]:
+        """The moments of each layer; of one that is not computed on these data there are none."""
+        after = pruned.over(self._data)
+        by_target = {refit.target: refit for refit in refits}
+        generators = {refit: np.random.default_rng([self._seed, at]) for at, refit in enumerate(refits)}
+        found: dict[Refit, Moments] = {}
+        extra = {refit.target: refit.bytes for refit in refits}
+        for part in self._dense.parts(by_target, extra):
+            wanted = [by_target[name] for name in part.names]
+            read = list(dict.fromkeys(name for refit in wanted for name in _read(refit)))
+            batches = zip(self._dense.arrays(part.names, part.rows), after.arrays(read, part.rows), strict=True)
+            for targets, arrays in batches:
+                for refit in wanted:
+                    if refit.target in targets and all(name in arrays for name in _read(refit)):
+                        moments = found.setdefault(refit, Moments(*refit.product.size))
+                        self._add(moments, refit, targets[refit.target], arrays, generators[refit])
+        return found
+
+    def _add(
+        self, moments: Moments, refit: Refit, target: Array, arrays: dict[str, Array], rng: np.random.Generator
+    ) -> None:
+        x = arrays[refit.input]
+        there = refit.product.count(x)
+        share = min(1.0, len(x) / max(len(self._data), 1))
+        wanted = max(1, round(max(_ROWS, _ROWS_PER_WEIGHT * refit.product.size[1]) * share))
+        places = np.sort(rng.choice(there, wanted, replace=False)) if wanted < there else np.arange(there)
+        if refit.made is not None:
+            target = np.take(target, refit.made, refit.axis)
+        if refit.rest is not None:
+            target = target - arrays[refit.rest.name or ""]
+        g, k, _ = refit.product.size
+        step = max(1, _BLOCK // (g * k))
+        for start in range(0, there if wanted >= there else wanted, step):
+            part = places[start : start + step]
+            moments.add(refit.product.rows(x, part), refit.outputs(target, part))
+
+
+def _read(refit: Refit) -> list[str]:
+    """The tensors of the pruned model that are wanted."""
+    return [refit.input] if refit.rest is None else [refit.input, refit.rest.name or ""]
