@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.model import copy
 from onnxopt.nodes import attribute, bodies, constant_tensor, discard, label, sole_reader
 from onnxopt.shapes import Dims, Facts
 from onnxopt.traverse import graphs
@@ -27,14 +28,20 @@ AttributeValue = int | float | str | Sequence[int] | Sequence[float] | Sequence[
 class Editor:
     """A model, the facts known about it, and the edits that keep both consistent."""
 
-    def __init__(self, model: ir.Model, *, untouched: bool = False) -> None:
-        """Open ``model`` for editing; ``untouched`` says that it is as it was loaded, which saves time."""
+    def __init__(self, model: ir.Model, *, untouched: bool = False, facts: Facts | None = None) -> None:
+        """Open ``model`` for editing; ``untouched`` says that it is as it was loaded, which saves time, as does what is
+        known of it already."""
         self.model = model
-        self.facts = Facts(model, untouched=untouched)
+        self.facts = facts or Facts(model, untouched=untouched)
         self._index: dict[str, list[ir.Node]] | None = None
         self._is_flat = False
         self._is_outdated = False
         self._to_infer: set[ir.Node] = set()
+
+    def copy(self) -> Editor:
+        """The same of an independent copy of the model."""
+        model = copy(self.model)
+        return Editor(model, facts=self.facts.of_copy(model))
 
     # -- looking -------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import numpy as np
 from onnxopt.runtime import Feeds, Session, Snapshot
 
 _END = "_kernel_time"
-_RUNS = 16
+_RUNS = 12
 """So many runs are enough, however short they are."""
 
 

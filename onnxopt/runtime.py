@@ -127,28 +127,31 @@ def latency_ratios(
 ) -> list[Ratio]:
     """The same for several models at once, each over ``a``; at most ``rounds`` times.
 
-    It ends before that where all medians are known to within ``precision``, or to within a twentieth of what they
-    are away from 1 (with 95 % confidence; McGill, Tukey and Larsen, "Variations of Box Plots", 1978).
+    None is run any more whose median is known to within ``precision``, or to within a twentieth of what it is away
+    from 1 (with 95 % confidence; McGill, Tukey and Larsen, "Variations of Box Plots", 1978).
     """
-    sessions = [a, *others]
-    for session in sessions:
+    for session in (a, *others):
         session.run(feeds)
     # What runs on the calling thread alone is timed by it, so that it does not matter who else wants the processor.
-    clock = time.thread_time if all(session.threads == 1 for session in sessions) else time.perf_counter
-    measured: list[list[float]] = []
-    end = time.perf_counter() + seconds
-    while len(measured) < 5 or (time.perf_counter() < end and len(measured) < rounds):
-        times = [0.0] * len(sessions)
-        for at in range(len(sessions)):
-            place = (at + len(measured)) % len(sessions)
+    alone = all(session.threads == 1 for session in (a, *others))
+    clock = time.thread_time if alone else time.perf_counter
+    pairs: list[list[tuple[float, float]]] = [[] for _ in others]
+    known: set[int] = set()
+    end, done = time.perf_counter() + seconds, 0
+    while len(known) < len(others) and (done < 5 or (time.perf_counter() < end and done < rounds)):
+        racing = {-1: a} | {at: other for at, other in enumerate(others) if at not in known}
+        order = list(racing)
+        times = {}
+        for at in (*order[done % len(order) :], *order[: done % len(order)]):
             start = clock()
-            sessions[place].run(feeds)
-            times[place] = clock() - start
-        measured.append(times)
-        if precision and len(measured) % 10 == 0:
-            if all(_is_known(ratio, len(measured), precision) for ratio in _ratios(measured)):
-                break
-    return _ratios(measured)
+            racing[at].run(feeds)
+            times[at] = clock() - start
+        for at in order[1:]:
+            pairs[at].append((times[-1], times[at]))
+        done += 1
+        if precision and done % 10 == 0:
+            known.update(at for at in order[1:] if _is_known(_ratio(pairs[at]), done, precision))
+    return [_ratio(each) for each in pairs]
 
 
 def _is_known(ratio: Ratio, rounds: int, precision: float) -> bool:
@@ -156,9 +159,7 @@ def _is_known(ratio: Ratio, rounds: int, precision: float) -> bool:
     return half <= max(precision, abs(ratio.median - 1) / 20)
 
 
-def _ratios(measured: Sequence[Sequence[float]]) -> list[Ratio]:
-    seconds = np.array(measured)
-    quartiles = np.percentile(seconds[:, 1:] / seconds[:, :1], [25, 50, 75], axis=0)
-    shortest = seconds.min(axis=0)
-    rows = zip(*quartiles.tolist(), (shortest[1:] / shortest[0]).tolist(), strict=True)
-    return [Ratio(median, low, high, best) for low, median, high, best in rows]
+def _ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
+    first, second = np.array(pairs).T
+    low, median, high = np.percentile(second / first, [25, 50, 75])
+    return Ratio(float(median), float(low), float(high), float(second.min() / first.min()))

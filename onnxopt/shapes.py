@@ -7,7 +7,8 @@ model's own ``value_info`` is believed only for outputs of operators that onnx d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Set
 from types import MappingProxyType
 from typing import Any
 
@@ -40,6 +41,16 @@ class Facts:
         """Whether ``refine`` had news; for the reader to reset."""
         self._runs = 0
         self._infer(outline(model, untouched=untouched))
+
+    def of_copy(self, model: ir.Model) -> Facts:
+        """The same about ``model``, a copy of the one that these are about."""
+        twin = dict(zip(_values(self._model), _values(model), strict=True))
+        found = copy.copy(self)
+        found._model = model
+        found._dtypes = {twin[value]: dtype for value, dtype in self._dtypes.items() if value in twin}
+        found._shapes = {twin[value]: shape for value, shape in self._shapes.items() if value in twin}
+        found._retried = {twin[value] for value in self._retried if value in twin}
+        return found
 
     def shape(self, value: ir.Value) -> Dims | None:
         """The dims of ``value``; ``None`` if not even the rank is known."""
@@ -210,6 +221,14 @@ class Facts:
                     shape = tuple(dim if isinstance(dim, int) else None for dim in shape)
                 found.append((value, dtype, shape))
         return found
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in graphs(model):
+        yield from graph.inputs
+        yield from graph.initializers.values()
+        for node in graph:
+            yield from node.outputs
 
 
 _MADE_UP = "unk__"

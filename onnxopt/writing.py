@@ -53,9 +53,8 @@ def replace_file(target: Path) -> Iterator[BinaryIO]:
             temporary = Path(file.name)
             yield cast(BinaryIO, file)
             file.flush()
-            if replaces := target.exists():  # then what is there must outlive a crash of the machine too
-                os.fsync(file.fileno())
-        if replaces:
+            os.fsync(file.fileno())
+        if target.exists():
             mode = target.stat().st_mode
         else:
             mask = os.umask(0)

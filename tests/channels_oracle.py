@@ -16,9 +16,10 @@ import onnx_ir as ir
 
 from onnxopt.channels import ChannelGraph, Group, Unit
 from onnxopt.graph import Editor, constant_tensor
-from onnxopt.model import copy, to_proto
+from onnxopt.model import copy, from_proto, to_proto
+from onnxopt.runtime import Feeds
 from onnxopt.traverse import graphs
-from tests.support import assert_same_outputs
+from tests.support import assert_same_outputs, outputs
 
 Choice = Mapping[int, Sequence[int]]
 """Group → the channels of it that are removed."""
@@ -92,27 +93,36 @@ def _set(value: ir.Value, tensor: ir.TensorProtocol) -> None:
         node.attributes["value"] = ir.AttrTensor("value", tensor)
 
 
-def zero_activations(model: ir.Model, found: Sequence[Group], choice: Choice) -> ir.Model:
+def zero_activations(model: ir.Model, found: Sequence[Group], choice: Choice, feeds: Feeds) -> ir.Model:
     """A copy in which every computed value holds zeros wherever a group says that these channels are; so do the
     weights that read them, which for what goes on inside an LSTM is the only way."""
     result = zero_members(model, found, choice, "in")
-    editor = Editor(result)
+    editor, shapes = Editor(result), _shapes(model, feeds)
     values = {value.name: value for value in _values(result)}
     masks: dict[ir.Value, list[np.ndarray[Any, Any]]] = {}
     for number, channels in choice.items():
         for value, axis, index in found[number].outputs:
-            shape = editor.shape(values[value.name]) or ()
-            if not isinstance(size := dict(enumerate(shape)).get(axis), int):
-                assert value.graph is not model.graph, "only in bodies may shapes be unknown"
+            mine = values[value.name]
+            shape = shapes.get(mine.name) or editor.static_shape(mine)
+            if shape is None:
+                assert mine.graph is not result.graph, "only in bodies may sizes be unknown"
                 continue
-            mask = np.ones(size, dtype=bool)
+            mask = np.ones(shape[axis], dtype=np.bool_)
             mask[index[np.array(channels)].reshape(-1)] = False
-            masks.setdefault(values[value.name], []).append(
-                mask.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-            )
+            masks.setdefault(mine, []).append(mask.reshape([-1 if a == axis else 1 for a in range(len(shape))]))
     for value, own in masks.items():
         _mask(value, own, editor)
     return result
+
+
+def _shapes(model: ir.Model, feeds: Feeds) -> dict[str | None, tuple[int, ...]]:
+    """The shapes that the values of the main graph have for these inputs."""
+    proto = to_proto(model)
+    names = [name for node in proto.graph.node for name in node.output if name]
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    found = zip(names, outputs(from_proto(proto), feeds), strict=True)
+    return {name: array.shape for name, array in found if isinstance(array, np.ndarray)}
 
 
 def _mask(value: ir.Value, masks: Sequence[np.ndarray[Any, Any]], editor: Editor) -> None:
@@ -122,12 +132,15 @@ def _mask(value: ir.Value, masks: Sequence[np.ndarray[Any, Any]], editor: Editor
     readers, last = [*value.uses()], value
     zero = editor.add_constant(node, np.zeros((), dtype.numpy()), "zero")
     for mask in masks:
-        constant = editor.add_constant(node, mask, "mask")
-        flags = dtype == ir.DataType.BOOL
-        where = ir.node("And", [constant, last]) if flags else ir.node("Where", [constant, last, zero])
-        where.outputs[0].name = editor.fresh("masked")
-        node.graph.insert_after(node, where)
-        node, last = where, where.outputs[0]
+        by_number = editor.opset(node) < 9  # which has no Where
+        constant = editor.add_constant(node, mask.astype(dtype.numpy()) if by_number else mask, "mask")
+        if by_number or dtype == ir.DataType.BOOL:
+            masked = ir.node("Mul" if by_number else "And", [constant, last])
+        else:
+            masked = ir.node("Where", [constant, last, zero])
+        masked.outputs[0].name = editor.fresh("masked")
+        node.graph.insert_after(node, masked)
+        node, last = masked, masked.outputs[0]
     for reader in readers:
         reader.node.replace_input_with(reader.idx, last)
 
@@ -168,7 +181,7 @@ def assert_removal_is_zeroing(
     choice = draw(found, seed, share, exact=True)
     if choice:
         small, feeds = remove(model, choice, unit), feeds or some_feeds(model)
-        assert_same_outputs(zero_activations(model, found, choice), small, feeds)
+        assert_same_outputs(zero_activations(model, found, choice, feeds), small, feeds)
         if by_members:
             assert_same_outputs(zero_members(model, found, choice), small, feeds)
     return sum(map(len, choice.values()))

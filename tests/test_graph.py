@@ -188,3 +188,37 @@ def test_what_takes_the_place_of_a_value_tells_more_of_what_is_behind_it() -> No
     assert editor.refresh()
     assert editor.shape(relu.outputs[0]) == ("N", 4)
     assert not editor.refresh()
+
+
+def test_what_becomes_constant_tells_more_of_what_reads_it() -> None:
+    model = graph(
+        "g (int64 n) => (int64[A] y) { r = Reshape(four, shape) f = Range(zero, r, one) y = Add(f, n) }",
+        zero=np.array(0), one=np.array(1), four=np.array([4]), same=np.array(4), shape=np.zeros(0, np.int64),
+    )  # fmt: skip
+    editor = Editor(model)
+    reshape, reader, _ = model.graph
+    editor.facts.learn(reader.outputs[0], ir.DataType.INT64, (None,))
+    assert editor.redirect(reshape.outputs[0], model.graph.initializers["same"])
+    assert editor.refresh()
+    assert editor.shape(reader.outputs[0]) == (4,)
+
+
+def test_a_copied_editor_knows_the_same_and_edits_another_model() -> None:
+    model = graph(
+        "g (float[N, 4] x, bool c) => (float[N, 3] y) {"
+        " a = MatMul(x, w) y = If(c) <then_branch = t () => (float[N, 3] p) { p = Relu(a) },"
+        " else_branch = e () => (float[N, 3] q) { q = Neg(a) }> }",
+        w=np.ones((4, 3), np.float32),
+    )
+    first = Editor(model)
+    first.facts.learn(model.graph.node(0).outputs[0], ir.DataType.FLOAT, (7, 3))
+    second = first.copy()
+    assert second.model is not model
+    for one, other in zip(first.graphs(), second.graphs(), strict=True):
+        for node, twin in zip(one, other, strict=True):
+            assert twin is not node
+            assert second.shape(twin.outputs[0]) == first.shape(node.outputs[0])
+            assert second.dtype(twin.outputs[0]) == first.dtype(node.outputs[0])
+    assert second.shape(second.model.graph.node(0).outputs[0]) == (7, 3)
+    second.replace_node(second.model.graph.node(0), "Gemm", second.model.graph.node(0).inputs)
+    assert ops(model) == ["MatMul", "If"]

@@ -1,6 +1,5 @@
 """What counts as equal, and what does not."""
 
-
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 from onnxopt.errors import DataError
 from onnxopt.probes import find_probes
-from onnxopt.runtime import Session, Snapshot, latency_ratio
+from onnxopt.runtime import Session, Snapshot, latency_ratio, latency_ratios
 from onnxopt.verify import Reference
 from tests.support import graph
 
@@ -139,3 +138,27 @@ def test_latency_ratio_tells_the_slower_one(swap: bool) -> None:
     assert (ratio.median < 1) == swap
 
 
+class Runner:
+    """A session on a clock of the test's own."""
+
+    threads = 1
+
+    def __init__(self, now: list[float], *seconds: float) -> None:
+        self._now, self._seconds, self.runs = now, seconds, 0
+
+    def run(self, feeds: object) -> None:
+        self._now[0] += self._seconds[self.runs % len(self._seconds)]
+        self.runs += 1
+
+
+def test_a_race_goes_on_with_those_alone_that_are_not_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("onnxopt.runtime.time.thread_time", lambda: now[0])
+    monkeypatch.setattr("onnxopt.runtime.time.perf_counter", lambda: now[0])
+    clear, noisy = Runner(now, 0.005), Runner(now, 0.008, 0.012)
+    sessions: Any = [Runner(now, 0.01), clear, noisy]
+    ratios = latency_ratios(sessions[0], sessions[1:], {}, seconds=100, rounds=60, precision=0.01)
+    assert (clear.runs, noisy.runs) == (11, 61), "once to warm up"
+    assert ratios[0].median == pytest.approx(0.5)
+    assert ratios[1].low == pytest.approx(0.8)
+    assert ratios[1].high == pytest.approx(1.2)

@@ -39,22 +39,6 @@ def check_ratios(pass_: str, ratio: float, ratios: Sequence[tuple[str, float]]) 
             raise OptionError(f"{pass_}.ratios are shares in [0, 1); {glob!r} got {share}")
 
 
-def name_of(group: Group) -> str:
-    """How reports and filters call a group: the first node with a weight that makes its channels."""
-    return label(makers(group)[0])
-
-
-def makers(group: Group) -> list[ir.Node]:
-    """The nodes whose weights make the channels, else all that belong to them."""
-    made = [n for m in group.members if m.role == "out" and len(m.value.shape or ()) > 1 for n in m.nodes]
-    return list(dict.fromkeys(made or [node for member in group.members for node in member.nodes]))
-
-
-def makes_channels(group: Group) -> bool:
-    """Whether a layer makes the channels: not every axis of a constant is of interest."""
-    return any(m.role == "out" and len(m.value.shape or ()) > 1 and m.nodes for m in group.members)
-
-
 def free_groups(
     groups: Sequence[Group], pass_: Pass, context: Context, log: Log, noun: str = "channels"
 ) -> list[Group]:
@@ -62,10 +46,10 @@ def free_groups(
     ``noun``."""
     found = []
     for group in groups:
-        if not makes_channels(group) or not all(pass_.may_change(node, context) for node in makers(group)):
+        if not group.makers or not all(pass_.may_change(node, context) for node in group.makers):
             continue
         if group.frozen:
-            log.refused(name_of(group), f"its {group.size} {noun} stay: {'; '.join(group.frozen[:3])}")
+            log.refused(group.name, f"its {group.size} {noun} stay: {'; '.join(group.frozen[:3])}")
         else:
             found.append(group)
     if not found and not log.report().refusals:
@@ -109,7 +93,7 @@ def measured(before: ir.Model, after: ir.Model, feeds: Feeds) -> Ratio:
 def own_shares(ratios: Sequence[tuple[str, float]], groups: Sequence[Group], log: Log) -> dict[int, float]:
     """By number of the group, the share that the first of ``ratios`` gives it whose glob matches one of its layers;
     globs that match none are logged."""
-    names = {group.number: [name for node in makers(group) for name in (label(node), node.op_type)] for group in groups}
+    names = {group.number: [name for node in group.makers for name in (label(node), node.op_type)] for group in groups}
     found: dict[int, float] = {}
     for glob, share in ratios:
         matched = [n for n, each in names.items() if any(fnmatchcase(name, glob) for name in each)]
@@ -163,7 +147,7 @@ def cut(
         if context.gate.closed:
             break
         done[number] = channels
-        group, name, worth = graph.groups[number], name_of(graph.groups[number]), scores[number]
+        group, name, worth = graph.groups[number], graph.groups[number].name, scores[number]
         kept = group.size - len(channels)
         involved = dict.fromkeys(label(node) for member in group.members for node in member.nodes)
         others = [other for other in involved if other != name]

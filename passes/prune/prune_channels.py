@@ -34,7 +34,6 @@ from onnxopt.passes.prune._structured import (
     free_groups,
     is_slower,
     latency_without,
-    name_of,
     own_shares,
     scores_of,
 )
@@ -135,7 +134,7 @@ class _Selection:
             size = self._groups[number].size
             if count == size and number in self._free:
                 multiple = self._limits[number].multiple
-                log.refused(name_of(self._groups[number]), f"its {size} channels stay, in multiples of {multiple}")
+                log.refused(self._groups[number].name, f"its {size} channels stay, in multiples of {multiple}")
         return {number: channels for number, channels in self._channels(kept).items() if channels}
 
     def _channels(self, kept: Mapping[int, int]) -> dict[int, list[int]]:

@@ -24,7 +24,6 @@ from onnxopt.errors import EngineError
 from onnxopt.evaluation import Quality
 from onnxopt.graph import Editor
 from onnxopt.kernels import KernelTime, kernel_times
-from onnxopt.model import copy
 from onnxopt.passes.quantize._candidates import unmoved
 from onnxopt.passes.quantize._choices import Choice
 from onnxopt.passes.quantize._cut import Border, Kernel, cheapest
@@ -41,10 +40,14 @@ _BLOCKED = "_nchwc"
 _QUANTIZER_SECONDS, _SECONDS_AN_ELEMENT = 1.5e-6, 2e-10
 """What a quantizer costs that was not measured."""
 
-FASTER = 0.98
+FASTER = 0.97
 """A model that takes more than this share of the time of the float model is not faster, as far as one can tell."""
 _ROUNDS, _PRECISION = 80, 0.01
 """So many rounds of the race tell 2 % apart; fewer do where the ratios of their times differ less."""
+_DEAREST, _HALVINGS = 64, 3
+"""How dear harm may become, and how exactly the least price that holds the budget is looked for."""
+_RESERVE = 0.5
+"""In dB: what is looked for just within the budget on some samples should be so on others too."""
 _GROUPS = 12
 _NUMBERS_FOR_HARM, _SAMPLES_FOR_HARM = 1 << 15, (4, 32)
 """Harm is measured on as many samples as give so many numbers at the outputs, at least and at most."""
@@ -63,16 +66,20 @@ class Budget:
     max_drop: float | None = None
     """The largest loss of accuracy, or without labels of agreement, as a share."""
 
-    def holds(self, quality: Quality) -> bool:
-        """Whether ``quality`` is within the budget; without one given, 20 dB or a loss of 1 % will do."""
-        least = quality.least_sqnr_db
+    def holds(self, quality: Quality, reserve: float = 0.0) -> bool:
+        """Whether ``quality`` is within the budget; without one given, 20 dB or a loss of 1 % will do.
+
+        ``reserve`` is by how many dB it is to be better than that.
+        """
+        share = 10 ** (-reserve / 10)
+        least = quality.least_sqnr_db - reserve
         lost = [before - after for before, after in quality.accuracy.values()] or [
-            1 - share for share in quality.agreement.values()
+            1 - equal for equal in quality.agreement.values()
         ]
         if self.min_sqnr is None and self.max_drop is None:
-            return least >= 20.0 or (bool(lost) and max(lost) <= 0.01)
+            return least >= 20.0 or (bool(lost) and max(lost) <= 0.01 * share)
         near = self.min_sqnr is None or least >= self.min_sqnr
-        return near and (self.max_drop is None or max(lost, default=0.0) <= self.max_drop)
+        return near and (self.max_drop is None or max(lost, default=0.0) <= self.max_drop * share)
 
 
 @dataclass
@@ -100,6 +107,7 @@ class Placement:
         self, model: ir.Model, build: Build, feeds: Feeds, judges: Dataset, budget: Budget, threads: int
     ) -> None:
         self._model, self._build, self._feeds = model, build, feeds
+        self._editor = Editor(model)
         self._budget, self._threads = budget, threads
         self._original, self._judges = Snapshot.of(model), judges
         self._judge = Judge(model, self._original, judges)
@@ -166,7 +174,7 @@ class Placement:
     # -- candidates ----------------------------------------------------------------------------------
 
     def _candidate(self, nodes: Collection[str], *, marked: bool = False) -> Snapshot:
-        editor = Editor(copy(self._model))
+        editor = self._editor.copy()
         if marked:
             for at, node in enumerate(n for graph in editor.graphs() for n in graph):
                 node.name = f"@{at}@"
@@ -265,23 +273,29 @@ class Placement:
         choice.harm = self._harm(order)
         total = sum(kernel.as_float for kernel in choice.times.values())
         worst = max(choice.harm.values(), default=0.0) or 1.0
-        price = total / worst / 64
-        for _ in range(8):  # each time the harm is three times as dear
+        known: dict[frozenset[str], bool] = {}
+
+        def near(price: float) -> bool:
+            """Whether the budget holds if so many seconds are paid for harm."""
             dearer = {key: min(price * choice.harm.get(key, math.inf), 10 * total) for key in choice.times}
             times = {key: Kernel(each.as_integer + dearer[key], each.as_float) for key, each in choice.times.items()}
             nodes = frozenset(cheapest(times, borders))
-            price *= 3
-            if not nodes:
-                return
-            if nodes in self._trials:
-                continue
-            if self._is_near(nodes):
-                self._race([nodes])
-                return
+            if nodes not in known:
+                known[nodes] = not nodes or self._is_near(nodes)
+            return known[nodes]
+
+        high = total / worst / 64
+        while not near(high) and high < _DEAREST * total / worst:
+            high *= 3
+        low = high / 3
+        for _ in range(_HALVINGS):
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if near(middle) else (middle, high)
+        self._race([nodes for nodes, holds in known.items() if holds and nodes])
 
     def _is_near(self, nodes: frozenset[str]) -> bool:
         try:
-            return self._budget.holds(self._judge.quality(self._candidate(nodes)))
+            return self._budget.holds(self._judge.quality(self._candidate(nodes)), _RESERVE)
         except EngineError:
             return False
 

@@ -32,7 +32,7 @@ _PERCENTILES = (99.9, 99.99, 99.999)
 _SHRUNK = np.linspace(1.0, 0.1, 46)
 """The shares of the full range that mse tries for each side."""
 _MARGIN = 0.98
-"""A clipped range must lower the error at least by so much to be preferred to the full one, which is safe."""
+"""A range must lower the error at least by so much to be preferred to a wider one, which is safer."""
 
 
 def bounds(method: Method, seen: Range, histogram: Histogram | None, levels: int, percentile: float) -> Bounds:
@@ -48,7 +48,7 @@ def bounds(method: Method, seen: Range, histogram: Histogram | None, levels: int
 
 
 def choose(seen: Range, histogram: Histogram, held_out: Histogram, levels: int, symmetric: bool) -> tuple[str, Bounds]:
-    """The method with the least squared error on ``held_out``, and its range.
+    """The method with the least squared error on ``held_out``, and its range; of equals the widest.
 
     ``seen`` is the range over both halves, so that minmax never clips what was seen.
     """
@@ -60,9 +60,8 @@ def choose(seen: Range, histogram: Histogram, held_out: Histogram, levels: int, 
     if symmetric:
         tried = {name: (-max(-low, high), max(-low, high)) for name, (low, high) in tried.items()}
     errors = dict(zip(tried, _expected(_Values(held_out), list(tried.values()), levels), strict=True))
-    best = min(errors, key=lambda name: errors[name])
-    if errors[best] > _MARGIN * errors["minmax"]:
-        best = "minmax"
+    enough = min(errors.values()) / _MARGIN
+    best = max((n for n in tried if errors[n] <= enough), key=lambda name: tried[name][1] - tried[name][0])
     return best, tried[best]
 
 

@@ -59,10 +59,10 @@ def make(b: Builder, op: str, inputs: Sequence[Value | None], shape: Shape, **at
 # -- layers --------------------------------------------------------------------------------------------------
 
 
-def convolution(b: Builder) -> Value:
-    x = image(b)
+def convolution(b: Builder, x: Value | None = None, groups: int = 0) -> Value:
+    x = x or image(b)
     channels = width(x, 1)
-    groups = b.choose([g for g in (1, 1, 2, 3, 4, channels) if channels % g == 0])
+    groups = groups or b.choose([g for g in (1, 1, 2, 3, 4, channels) if channels % g == 0])
     kernel = b.choose([k for k in (1, 3) if k == 1 or min(min(d) for d in x.shape[2:]) >= 1])
     edge = kernel // 2
     if b.flip() or groups == 1:
@@ -78,8 +78,8 @@ def convolution(b: Builder) -> Value:
     return make(b, op, inputs, with_axis(x, 1, made), group=groups, pads=[edge] * 4)
 
 
-def linear(b: Builder) -> Value:
-    x = features(b)
+def linear(b: Builder, x: Value | None = None) -> Value:
+    x = x or features(b)
     read, made = width(x, -1), b.choose(WIDTHS)
     if x.rank == 2 and b.flip():
         turned = b.flip()
@@ -295,6 +295,16 @@ def expand(b: Builder) -> Value:
     y = make(b, "MatMul", [x, floats(b, width(x, -1), 1)], with_axis(x, -1, 1))
     of = b.one("Shape", [x], INT64, fixed(x.rank), bound=100)
     return make(b, "Mul", [make(b, "Expand", [y, of], x.shape), x], x.shape)
+
+
+def first_layers(b: Builder) -> None:
+    """Channels made of the inputs, which themselves have none that could be removed."""
+    inputs = [v for v in b.values if is_single(v)]
+    for _ in range(2):
+        convolution(b, inputs[0], 1)
+        linear(b, inputs[1])
+    for value in inputs:
+        b.values.remove(value)
 
 
 def last_layer(b: Builder, x: Value) -> Value:

@@ -17,12 +17,12 @@ from onnxopt.channels import Unit
 from onnxopt.model import from_proto
 from tests.channels_oracle import assert_removal_is_zeroing
 from tests.fuzz.builder import BOOL, FLOAT, SYMBOLS, Builder, Value, at, fixed
-from tests.fuzz.channel_steps import CHANNELS, last_layer
+from tests.fuzz.channel_steps import CHANNELS, first_layers, last_layer
 from tests.fuzz.models import Sample
 from tests.fuzz.nesting import run_steps
 from tests.fuzz.test_random_graphs import settings_for
 
-OPSETS = (9, 10, 11, 12, 13, 15, 17, 18, 19, 20, 21, 22, 23, 24)
+OPSETS = (7, 8, 9, 10, 11, 12, 13, 15, 17, 18, 19, 20, 21, 22, 23, 24)
 
 
 @st.composite
@@ -37,6 +37,7 @@ def networks(draw: Any) -> Sample:
     ]
     b.names.update(value.name for value in inputs)
     b.values += inputs
+    first_layers(b)
     run_steps(b, CHANNELS, b.number(8, 16))
     read = {name for node in b.nodes for name in node.input}
     ends = [v for v in b.values if v.dtype == FLOAT and v.name not in read and b.owns(v) and v.rank in (2, 3, 4)]
@@ -66,7 +67,7 @@ def networks(draw: Any) -> Sample:
 def test_removal_is_zeroing(unit: Unit) -> None:
     removed: Counter[bool] = Counter()
 
-    @settings_for(25)
+    @settings_for(80)
     @given(networks(), st.integers(0, 99), st.sampled_from((0.3, 0.6, 1.0)))
     def check(sample: Sample, seed: int, share: float) -> None:
         model = from_proto(sample.model)

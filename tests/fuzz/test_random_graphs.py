@@ -21,6 +21,7 @@ from tests.fuzz.models import FLAVOURS, Sample, samples, tried
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "convert-opset": {"version": 22},
+    "prune-vocabulary": {"unknown": 0},
     "quantize-static": {"placement": "all"},  # what is measured depends on the machine
 }
 """Options for passes that cannot do without, or should not be left to themselves, by name."""

@@ -143,6 +143,9 @@ def test_the_budget() -> None:
     assert not Budget(max_drop=0.001).holds(quality(50, after=0.89))
     assert Budget(min_sqnr=30, max_drop=0.02).holds(quality(31, after=0.89))
     assert not Budget().holds(Quality(32, {"y": 10.0}, {"y": 0.95}))
+    assert Budget().holds(quality(20.6, after=0.5), reserve=0.5)
+    assert not Budget().holds(quality(20.4, after=0.5), reserve=0.5)
+    assert not Budget(max_drop=0.01).holds(quality(50, after=0.8905), reserve=0.5)
 
 
 def test_options() -> None:
