@@ -144,7 +144,12 @@ def activation(b: Builder) -> Value:
     axis = channel_axis(x)
     if x.shape[axis][0] == x.shape[axis][1] and b.flip():
         dims = [width(x, axis)] + [1] * (x.rank - axis - 1)
-        return make(b, b.choose(("PRelu", "Mul", "Add", "Sub", "Max")), [x, floats(b, *dims)], x.shape)
+        return make(
+            b,
+            b.choose(("PRelu", "Mul", "Add", "Sub", *(("Max",) if b.opset >= 8 else ()))),
+            [x, floats(b, *dims)],
+            x.shape,
+        )
     return make(b, b.choose(("Relu", "Tanh", "Sigmoid", "Neg", "LeakyRelu", "Exp")), [x], x.shape)
 
 
