@@ -28,6 +28,7 @@ from onnxopt.channels._axes import Axes, Axis, Fixed, Keep, Slices, Unit
 from onnxopt.channels._walk import walk
 from onnxopt.errors import OptionError
 from onnxopt.graph import Editor, constant_tensor, label
+from onnxopt.shape_values import ShapeValues
 from onnxopt.shapes import Facts
 
 __all__ = ["ChannelGraph", "Group", "Member", "Slices", "Unit", "kept"]
@@ -90,6 +91,7 @@ class ChannelGraph:
         ``unit``: where a Reshape splits channels into heads, whether a channel of each head goes or a whole head.
         """
         self._editor = editor
+        ShapeValues(editor)  # which tells the editor what shapes are computed, so that rules know more sizes
         choices: dict[ir.Node, int] = {}
         whys: dict[ir.Node, dict[str, None]] = {}
         while True:

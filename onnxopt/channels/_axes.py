@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -18,7 +17,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxopt.graph import Editor, attribute, constant_tensor, label
-from onnxopt.shape_values import ShapeValues
 
 Slices = npt.NDArray[np.int64]
 Keep = Callable[[Slices], npt.NDArray[np.bool_]]
@@ -79,11 +77,6 @@ class Axes:
         self.numbers: dict[ir.Value, str] = {}
         """What nodes read without following its slices, such as shapes, and why nothing can be cut from it."""
         self._choices = choices
-
-    @cached_property
-    def shape_values(self) -> ShapeValues:
-        """What is known of shapes that are computed."""
-        return ShapeValues(self.editor)
 
     # -- looking -----------------------------------------------------------------------------------------
 

@@ -252,9 +252,6 @@ def expand(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     (x,) = aligned([axes.of(node.inputs[0])])
     dims = axes.dims(node.outputs[0])
     x = [*[SINGLE] * (len(dims) - len(x)), *x]
-    wanted = axes.shape_values.of(node.inputs[1])
-    if wanted is not None and len(wanted) == len(dims):  # inference knows less of what is computed
-        dims = tuple(size if axis is SINGLE else dim for axis, dim, size in zip(x, dims, wanted, strict=True))
     rank = axes.dims(node.inputs[1])[0]
     if not isinstance(rank, int):
         raise Unfollowed("how many axes it makes is not known")

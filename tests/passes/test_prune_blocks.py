@@ -303,6 +303,15 @@ def test_what_is_no_branch_stays(before: ir.Model, why: str) -> None:
     assert why in refusals(report)
 
 
+def test_a_sum_that_is_spread_at_run_time_is_left_out_among_branches() -> None:
+    body = """h = Relu(x) e = Compress<axis=1>(h, first) q = Mul(h, e) a = MatMul(q, w0) s = Add(a, e)
+        b = MatMul(s, w1) t = Add(s, b) y = MatMul(t, w2)"""
+    pruned, report = prune(PruneBlocks(ratio=0.99), model(body, first=np.array([True])))
+    assert removed(report) == ["t"]
+    assert [fact["node"] for fact in report.facts] == ["t"]
+    assert ops(pruned) == ["Relu", "Compress", "Mul", "MatMul", "Add", "MatMul"]
+
+
 def test_residual_network_keeps_blocks_with_projections() -> None:
     before = load(MODELS / "resnet8_mnist_hard" / "model.onnx")
     images = samples("mnist_hard", "train")[0][:32]

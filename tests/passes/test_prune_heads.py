@@ -14,11 +14,11 @@ import pytest
 
 import onnxopt.passes.prune._structured as module
 from models._common import samples
-from onnxopt.channels import kept
+from onnxopt.channels import ChannelGraph, kept
 from onnxopt.data import load_data
 from onnxopt.errors import OptionError
 from onnxopt.evaluation import evaluate
-from onnxopt.graph import Editor
+from onnxopt.graph import Editor, label
 from onnxopt.model import copy, load, to_proto
 from onnxopt.pass_base import Context, Gate, Report
 from onnxopt.passes.prune.prune_heads import PruneHeads
@@ -51,9 +51,15 @@ def weights(heads: int = 4, keys: int = 4) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def attention(scores: str = SCORES, extra: str = "", outs: str = "float[N,T,6] y", **arrays: Any) -> ir.Model:
+def attention(
+    scores: str = SCORES,
+    extra: str = "",
+    ins: str = "float[N,T,8] x",
+    outs: str = "float[N,T,6] y",
+    **arrays: Any,
+) -> ir.Model:
     return graph(
-        f"""g (float[N,T,8] x) => ({outs}) <{SHAPES}> {{
+        f"""g ({ins}) => ({outs}) <{SHAPES}> {{
             q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
             q4 = Reshape(q, by_head) k4 = Reshape(k, by_head) v4 = Reshape(v, by_head)
             qt = Transpose<perm=[0,2,1,3]>(q4) kt = Transpose<perm=[0,2,3,1]>(k4) vt = Transpose<perm=[0,2,1,3]>(v4)
@@ -213,6 +219,41 @@ def test_a_mask_of_computed_shape_is_spread_over_the_heads() -> None:
     assert shape(after, "wq") == (8, 8)
     expected = outputs(zeroed(before, after, {"wo": 0}), {"x": X})[0]
     np.testing.assert_allclose(outputs(after, {"x": X})[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_weight_behind_tells_how_wide_the_heads_are_together() -> None:
+    """As from Hugging Face: samples and places are counted elsewhere, and the rest is -1."""
+    before = attention(
+        SCORES.replace("flat", "wide"),
+        extra="size = Shape(z) wide = Concat<axis=0>(size, rest)",
+        ins="float[N,T,8] x, float[M,S] z",
+        rest=np.array([-1]),
+    )
+    after, _ = prune(PruneHeads(ratio=0.5), before)
+    feeds = {"x": X, "z": np.zeros(X.shape[:2], np.float32)}
+    expected = outputs(zeroed(before, after, {"wo": 0}), feeds)[0]
+    np.testing.assert_allclose(outputs(after, feeds)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_of_two_axes_that_become_one_the_first_can_be_cut() -> None:
+    """As keys, and the queries that share each: here both are made by layers."""
+    before = graph(
+        """g (float[N,4] x) => (float[N,2] y)
+        <int64[1] one = {1}, int64[1] two = {2}, int64[2] flat = {0, 15}> {
+            a = MatMul(x, u) b = MatMul(x, v) a3 = Unsqueeze(a, two) b3 = Unsqueeze(b, one)
+            m = Mul(a3, b3) f = Reshape(m, flat) y = MatMul(f, w)
+        }""",
+        u=normal(4, 3), v=normal(4, 5), w=normal(15, 2),
+    )  # fmt: skip
+    after = copy(before)
+    channels = ChannelGraph(Editor(after), "head")
+    first, second = (next(group for group in channels.groups if name in map(label, group.makers)) for name in "ab")
+    assert not first.frozen
+    assert "it becomes one with an axis of which slices can be removed" in second.frozen[0]
+    channels.remove({first.number: [1]})
+    x = normal(6, 4, seed=2)
+    expected = outputs(zeroed(before, after, {"w": 0}), {"x": x})[0]
+    np.testing.assert_allclose(outputs(after, {"x": x})[0], expected, rtol=1e-5, atol=1e-5)
 
 
 # -- which heads go ----------------------------------------------------------------------------------------------
