@@ -238,6 +238,13 @@ MOVES = {
     ),
 }
 
+ATTENTION = (
+    "s = Reshape(a, split)\n t = Transpose<perm = [0, 2, 1, 3]>(s)\n k0 = MatMul(x, wk)\n"
+    "k1 = Reshape(k0, split)\n k = Transpose<perm = [0, 2, 1, 3]>(k1)\n o = Attention<scale = 0.5>(k, k, t, mask)\n"
+    "u = Transpose<perm = [0, 2, 1, 3]>(o)\n b = Reshape(u, merge)"
+)
+ATTENTION_WEIGHTS = {"wk": (5, 12), "split": [0, 0, 4, 3], "merge": [0, 0, 12], "mask": (2, 2)}
+
 RESHAPES = {
     "channel shuffle": image(
         "s = Reshape(a, split)\n t = Transpose<perm = [0, 2, 1, 3, 4]>(s)\n b = Reshape(t, merge)",
@@ -272,6 +279,8 @@ RESHAPES = {
         n1=np.array(1),
         n2=np.array(2),
     ),
+    "Attention, features": rows(ATTENTION, 12, "w[1]:3 wk[1]:3", opset=23, **ATTENTION_WEIGHTS),
+    "Attention, heads": rows(ATTENTION, 12, "w[1]:4", opset=23, unit="head", **ATTENTION_WEIGHTS),
     "two axes become one, and one of them is whole": image(
         "s = Reshape(a, merge)\n b = Reshape(s, back)", merge=[0, 8, 16], back=[0, 8, 4, 4]
     ),

@@ -67,7 +67,7 @@ def networks(draw: Any) -> Sample:
 def test_removal_is_zeroing(unit: Unit) -> None:
     removed: Counter[bool] = Counter()
 
-    @settings_for(80)
+    @settings_for(60)
     @given(networks(), st.integers(0, 99), st.sampled_from((0.3, 0.6, 1.0)))
     def check(sample: Sample, seed: int, share: float) -> None:
         model = from_proto(sample.model)
