@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TypeGuard
 
 import onnx_ir as ir
+
+from onnxopt.nodes import bodies
 
 
 @contextmanager
@@ -75,3 +77,21 @@ def _tensors(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
                     yield held
                 else:
                     yield from _tensors(held)
+
+
+def depths(model: ir.Model, counted: Collection[ir.Node]) -> dict[ir.Value, int]:
+    """How many of the ``counted`` nodes lie on the longest way to each value, the one that makes it included."""
+    found: dict[ir.Value, int] = {}
+
+    def visit(graph: ir.Graph) -> None:
+        for node in graph:
+            before = [found.get(value, 0) for value in node.inputs if value is not None]
+            for body in bodies(node):
+                visit(body)
+                before += [found.get(value, 0) for value in body.outputs]
+            depth = max(before, default=0) + (node in counted)
+            found.update((output, depth) for output in node.outputs)
+
+    for holder in (model.graph, *(function.graph for function in model.functions.values())):
+        visit(holder)
+    return found

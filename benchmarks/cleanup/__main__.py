@@ -16,6 +16,7 @@ from benchmarks import venvs
 from benchmarks.cleanup import experiment, tables
 from benchmarks.cleanup.tools import BY_NAME, ROOT, TOOLS
 from benchmarks.corpus import fetch
+from benchmarks.options import names
 
 HERE = Path(__file__).parent
 
@@ -39,7 +40,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cleanup", description=__doc__)
     parser.add_argument("--models", default="*", metavar="GLOBS", help="model names, comma-separated globs")
     parser.add_argument("--groups", default="real,own,export", help="of real, own, export")
-    parser.add_argument("--tools", default=",".join(BY_NAME), help=f"of {', '.join(BY_NAME)}")
+    parser.add_argument(
+        "--tools", type=names("tool", BY_NAME), default=",".join(BY_NAME), help=f"of {', '.join(BY_NAME)}"
+    )
     parser.add_argument("--times", choices=("none", "missing", "all"), default="missing", help="which times to take")
     parser.add_argument("--fresh", action="store_true", help="forget stored results of what is run")
     parser.add_argument("--no-fetch", action="store_true", help="take the models that are there")
@@ -50,11 +53,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    chosen = args.tools.split(",")
-    if unknown := set(chosen) - set(BY_NAME):
-        print(f"no tool is called {', '.join(sorted(unknown))}; there are {', '.join(BY_NAME)}", file=sys.stderr)
-        return 2
-    tools = [t for t in TOOLS if t.name in chosen]
+    tools = [t for t in TOOLS if t.name in args.tools]
     groups = args.groups.split(",")
     if not args.no_fetch:
         if "real" in groups:

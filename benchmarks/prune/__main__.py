@@ -12,6 +12,7 @@ from benchmarks import venvs
 from benchmarks.cleanup.__main__ import machine, plain
 from benchmarks.cleanup.experiment import Store
 from benchmarks.corpus import fetch
+from benchmarks.options import names
 from benchmarks.prune import experiment, peer, tables, verdicts
 from benchmarks.quantize.experiment import one_thread
 
@@ -21,7 +22,7 @@ PARTS = ("networks", "published", "trained", "scale")
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prune", description=__doc__)
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--parts", type=names("part", PARTS), default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument(
         "--networks", default="tests/*,operators/*,architectures/*", metavar="GLOBS", help="networks, comma-separated"
     )
@@ -33,27 +34,23 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    parts = args.parts.split(",")
-    if unknown := set(parts) - set(PARTS):
-        print(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}", file=sys.stderr)
-        return 2
     said = machine()  # before: nproc heeds OMP_NUM_THREADS
     one_thread()
     store = Store(venvs.CACHE / "results", args.fresh)
     results: experiment.Record = {"networks": [], "published": [], "trained": [], "scale": {}}
     try:
-        if "networks" in parts:
+        if "networks" in args.parts:
             for one in peer.networks(args.networks.split(",")):
                 results["networks"].append(record := experiment.network(one, store))
                 kinds = dict(verdicts.all_kinds([record]))
                 print(f"{one.kind}/{one.name}: {kinds}, all shapes equal: {verdicts.whole(record)}", file=sys.stderr)
-        if "published" in parts:
+        if "published" in args.parts:
             if not args.no_fetch:
                 fetch.fetch_real()
             results["published"] = experiment.published(store)
-        if "trained" in parts:
+        if "trained" in args.parts:
             results["trained"] = experiment.trained(store)
-        if "scale" in parts:
+        if "scale" in args.parts:
             results["scale"] = experiment.scale(store)
     finally:  # an interrupted run shows what it has
         args.out.mkdir(parents=True, exist_ok=True)

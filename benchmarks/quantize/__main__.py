@@ -13,6 +13,7 @@ from benchmarks import facts, venvs
 from benchmarks.cleanup.__main__ import machine, plain
 from benchmarks.cleanup.experiment import Store
 from benchmarks.corpus import fetch
+from benchmarks.options import names
 from benchmarks.quantize import corpus, experiment, tables, task, verdicts
 from benchmarks.quantize.tools import BY_NAME, TOOLS, Tool
 
@@ -23,7 +24,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantize", description=__doc__)
     parser.add_argument("--models", default="*", metavar="GLOBS", help="task names, comma-separated globs")
     parser.add_argument("--groups", default="real,own,export", help="of real, own, export")
-    parser.add_argument("--tools", default=",".join(BY_NAME), help=f"of {', '.join(BY_NAME)}")
+    parser.add_argument(
+        "--tools", type=names("tool", BY_NAME), default=",".join(BY_NAME), help=f"of {', '.join(BY_NAME)}"
+    )
     parser.add_argument(
         "--pair",
         nargs=3,
@@ -45,10 +48,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    chosen = args.tools.split(",")
-    if unknown := set(chosen) - set(BY_NAME):
-        print(f"no tool is called {', '.join(sorted(unknown))}; there are {', '.join(BY_NAME)}", file=sys.stderr)
-        return 2
     said = machine()  # before: nproc heeds OMP_NUM_THREADS
     experiment.one_thread()
     groups = args.groups.split(",")
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             fetch.fetch_real()
         tasks = corpus.tasks(groups, args.models.split(","), args.data)
     tools = []
-    for tool in (t for t in TOOLS if t.name in chosen):
+    for tool in (t for t in TOOLS if t.name in args.tools):
         try:
             tool.python()
             tools.append(tool)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.data import Dataset
+from onnxopt.passes.prune._layer_grams import drawn
 from onnxopt.passes.prune._least_squares import Array, Moments
 from onnxopt.passes.prune._refits import Refit
 from onnxopt.stats import Statistics
@@ -21,8 +22,6 @@ _ROWS = 32768
 """How many rows are taken of all data, at least if there are so many;"""
 _ROWS_PER_WEIGHT = 8
 """more where an output has many weights."""
-_BLOCK = 1 << 22
-"""So many elements are unfolded at once."""
 
 
 def reading(model: ir.Model, data: Dataset) -> Statistics:
@@ -62,19 +61,15 @@ class Pair:
         self, moments: Moments, refit: Refit, target: Array, arrays: dict[str, Array], rng: np.random.Generator
     ) -> None:
         x = arrays[refit.input]
-        there = refit.product.count(x)
         share = min(1.0, len(x) / max(len(self._data), 1))
         wanted = max(1, round(max(_ROWS, _ROWS_PER_WEIGHT * refit.product.size[1]) * share))
-        places = np.sort(rng.choice(there, wanted, replace=False)) if wanted < there else np.arange(there)
         if refit.made is not None:
             target = np.take(target, refit.made, refit.axis)
         if refit.rest is not None:
             target = target - arrays[refit.rest.name or ""]
         g, k, _ = refit.product.size
-        step = max(1, _BLOCK // (g * k))
-        for start in range(0, there if wanted >= there else wanted, step):
-            part = places[start : start + step]
-            moments.add(refit.product.rows(x, part), refit.outputs(target, part))
+        for places in drawn(refit.product.count(x), wanted, g * k, rng):
+            moments.add(refit.product.rows(x, places), refit.outputs(target, places))
 
 
 def _read(refit: Refit) -> list[str]:

@@ -43,10 +43,8 @@ def layer_grams(
             for at in (at for name in arrays for at in by_input[name]):
                 (name, product), (g, k, _) = layers[at], sizes[at]
                 wanted = max(1, round(rows(k) * len(arrays[name]) / max(samples, 1)))
-                places = _drawn(product.count(arrays[name]), wanted, generators[at])
-                step = max(1, _BLOCK // (g * k))
-                for start in range(0, len(places), step):
-                    matrix = product.rows(arrays[name], places[start : start + step]).astype(np.float32, copy=False)
+                for places in drawn(product.count(arrays[name]), wanted, g * k, generators[at]):
+                    matrix = product.rows(arrays[name], places).astype(np.float32, copy=False)
                     sums[at] += matrix.swapaxes(1, 2) @ matrix
                 seen.add(at)
         for at in numbers:
@@ -55,6 +53,10 @@ def layer_grams(
                 yield at, xtx
 
 
-def _drawn(there: int, wanted: int, rng: np.random.Generator) -> Array:
-    """So many of the rows that are there, in order."""
-    return np.sort(rng.choice(there, wanted, replace=False)) if wanted < there else np.arange(there)
+def drawn(there: int, wanted: int, size: int, rng: np.random.Generator) -> Iterator[Array]:
+    """The places of so many of the rows that are there, drawn at random and in order, in parts that are small enough
+    to be unfolded where a row has ``size`` elements."""
+    places = np.sort(rng.choice(there, wanted, replace=False)) if wanted < there else np.arange(there)
+    step = max(1, _BLOCK // size)
+    for start in range(0, len(places), step):
+        yield places[start : start + step]

@@ -15,12 +15,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.channels import Slices
-from onnxopt.graph import Editor, attribute, bodies, constant_tensor, label, sole_reader
+from onnxopt.graph import Editor, attribute, constant_tensor, label, sole_reader
 from onnxopt.pass_base import Context, Log, Pass, Refuse
 from onnxopt.passes.cleanup._linear import LAYERS, Layer, layer_behind, layer_of
 from onnxopt.passes.prune._batch_norms import BatchNorm, EachChannel
 from onnxopt.passes.prune._changes import Changes, State, is_depthwise
 from onnxopt.passes.quantize._products import Product
+from onnxopt.traverse import depths
 
 Array = np.ndarray[Any, Any]
 
@@ -202,8 +203,8 @@ def _with_levels(found: Iterable[Refit], editor: Editor) -> list[Refit]:
             summed.append(replace(refit, total=adding.outputs[0], rest=rest))
         else:
             summed.append(refit)
-    depths = _depths({refit.at for refit in summed}, editor)
-    levelled = [replace(refit, level=depths[refit.at.outputs[0]]) for refit in summed]
+    depth_of = depths(editor.model, {refit.at for refit in summed})
+    levelled = [replace(refit, level=depth_of[refit.at.outputs[0]]) for refit in summed]
     return sorted(levelled, key=lambda refit: (refit.level, refit.name))
 
 
@@ -214,21 +215,3 @@ def _summand(adding: ir.Node, output: ir.Value, editor: Editor) -> ir.Value | No
     rest = adding.inputs[1 if adding.inputs[0] is output else 0]
     alike = rest is not None and editor.shape(rest) is not None and editor.shape(rest) == editor.shape(output)
     return rest if alike and constant_tensor(rest) is None else None
-
-
-def _depths(counted: set[ir.Node], editor: Editor) -> dict[ir.Value, int]:
-    """How many of these nodes lie on the longest way to each value, the one that makes it included."""
-    depths: dict[ir.Value, int] = {}
-
-    def visit(graph: ir.Graph) -> None:
-        for node in graph:
-            before = [depths.get(value, 0) for value in node.inputs if value is not None]
-            for body in bodies(node):
-                visit(body)
-                before += [depths.get(value, 0) for value in body.outputs]
-            depth = max(before, default=0) + (node in counted)
-            depths.update((output, depth) for output in node.outputs)
-
-    for holder in (editor.model.graph, *(function.graph for function in editor.model.functions.values())):
-        visit(holder)
-    return depths

@@ -13,10 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.data import Dataset
-from onnxopt.graph import Editor, bodies, label
+from onnxopt.graph import Editor, label
 from onnxopt.pass_base import Context, Log, Pass, Refuse
 from onnxopt.passes.quantize._quantized_layers import QuantizedLayer, quantized_layers
 from onnxopt.stats import Statistics
+from onnxopt.traverse import depths
 
 STAGES = 8
 """How many times a model is run over the data at most."""
@@ -30,30 +31,13 @@ Task = TypeVar("Task")
 
 def stages(layers: Sequence[QuantizedLayer], editor: Editor) -> list[list[list[QuantizedLayer]]]:
     """The layers in stages, each of which is a list of levels: one level may depend on those before it."""
-    depths = _depths({layer.node for layer in layers}, editor)
+    depth_of = depths(editor.model, {layer.node for layer in layers})
     levels: dict[int, list[QuantizedLayer]] = {}
     for layer in layers:
-        levels.setdefault(depths[layer.node.outputs[0]], []).append(layer)
+        levels.setdefault(depth_of[layer.node.outputs[0]], []).append(layer)
     order = sorted(levels)
     parts = np.array_split(np.arange(len(order)), min(STAGES, len(order)))
     return [[levels[order[at]] for at in part] for part in parts]
-
-
-def _depths(counted: set[ir.Node], editor: Editor) -> dict[ir.Value, int]:
-    """How many of these nodes lie on the longest way to each value, the one that makes it included."""
-    depths: dict[ir.Value, int] = {}
-
-    def visit(graph: ir.Graph) -> None:
-        for node in graph:
-            before = [depths.get(value, 0) for value in node.inputs if value is not None]
-            for body in bodies(node):
-                visit(body)
-                before += [depths.get(value, 0) for value in body.outputs]
-            depth = max(before, default=0) + (node in counted)
-            depths.update((output, depth) for output in node.outputs)
-
-    visit(editor.model.graph)
-    return depths
 
 
 def reader(model: ir.Model, data: Dataset) -> Statistics:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.checker
 import onnx_ir as ir
 import pytest
 
@@ -20,15 +18,16 @@ from onnxopt.evaluation import compare, evaluate
 from onnxopt.graph import Editor
 from onnxopt.macs import count_macs
 from onnxopt.metrics import parameters
-from onnxopt.model import copy, load, to_proto
-from onnxopt.pass_base import Context, Gate, Report
+from onnxopt.model import load, to_proto
+from onnxopt.pass_base import Report
 from onnxopt.passes.prune._branches import Branches
 from onnxopt.passes.prune._gates import Gates
 from onnxopt.passes.prune._greedy import greedy
 from onnxopt.passes.prune.prune_blocks import PruneBlocks
-from onnxopt.pipeline import PassManager, interface
-from onnxopt.recipes import recipe
+from onnxopt.pipeline import PassManager
 from onnxopt.runtime import Snapshot
+from tests import pruning
+from tests.pruning import refusals
 from tests.support import graph, ops, outputs
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -50,17 +49,7 @@ def model(body: str, outs: str = "float[N,8] y", ins: str = "float[N,8] x", **op
 
 
 def prune(pass_: PruneBlocks, before: ir.Model, data: Any = None) -> tuple[ir.Model, Report]:
-    result = copy(before)
-    given = load_data({"x": X} if data is None else data, before)
-    report = pass_.run(Context(Editor(result), Gate(), given, given, before))
-    onnx.checker.check_model(to_proto(result), full_check=True)
-    assert interface(result) == interface(before)
-    assert (to_proto(result) == to_proto(before)) == (report.changed == 0)
-    return result, report
-
-
-def refusals(report: Report) -> str:
-    return " | ".join(map(str, report.refusals))
+    return pruning.prune(pass_, before, {"x": X} if data is None else data)
 
 
 def removed(report: Report) -> list[str]:
@@ -222,12 +211,6 @@ def test_shares_of_branches_and_macs() -> None:
 def test_the_same_again() -> None:
     first, second = (prune(PruneBlocks(ratio=0.5), chain(0.5, 0.1, 0.3, 0.2))[0] for _ in range(2))
     assert to_proto(first) == to_proto(second)
-
-
-@pytest.fixture(scope="module")
-def sentiment() -> ir.Model:
-    found = load(MODELS / "transformer_sentiment" / "model.onnx")
-    return PassManager(recipe("cleanup"), verify="off").run(found)[0]
 
 
 def test_a_trained_transformer(sentiment: ir.Model) -> None:

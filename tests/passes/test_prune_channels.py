@@ -11,17 +11,19 @@ import onnx_ir as ir
 import pytest
 
 import onnxopt.passes.prune._structured as module
-from onnxopt.data import load_data
 from onnxopt.errors import OptionError
 from onnxopt.graph import Editor
 from onnxopt.macs import count_macs
 from onnxopt.model import copy, load, to_proto
-from onnxopt.pass_base import Context, Gate, Report
+from onnxopt.pass_base import Context, Gate
 from onnxopt.passes.prune.prune_channels import PruneChannels
 from onnxopt.pipeline import PassManager
 from onnxopt.recipes import recipe
 from onnxopt.runtime import Feeds, Ratio
+from tests.pruning import prune, refusals
 from tests.support import graph, outputs
+
+pytestmark = pytest.mark.usefixtures("no_clock")
 
 MODELS = Path(__file__).parents[2] / "models"
 EVALUATION = {name: e["eval"] for name, e in json.loads((MODELS / "models.json").read_text()).items()}
@@ -51,24 +53,8 @@ def convolutions() -> ir.Model:
     )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time is not measured in tests: models without channels count as twice as fast."""
-    monkeypatch.setattr(module, "measured", lambda before, after, feeds: Ratio(0.5, 0.5, 0.5, 0.5))
-
-
-def prune(pass_: PruneChannels, model: ir.Model, data: Any = None) -> tuple[ir.Model, Report]:
-    result = copy(model)
-    samples = None if data is None else load_data(data, result)
-    return result, pass_.run(Context(Editor(result), Gate(), samples))
-
-
 def shapes(model: ir.Model) -> dict[str, tuple[int, ...]]:
     return {n: tuple(v.const_value.shape.numpy()) for n, v in model.graph.initializers.items() if v.const_value}
-
-
-def refusals(report: Report) -> str:
-    return " | ".join(map(str, report.refusals))
 
 
 def test_removes_the_channels_of_the_least_weights() -> None:

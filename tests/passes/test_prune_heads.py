@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.checker
 import onnx_ir as ir
 import pytest
 
@@ -19,13 +17,13 @@ from onnxopt.data import load_data
 from onnxopt.errors import OptionError
 from onnxopt.evaluation import evaluate
 from onnxopt.graph import Editor, label
-from onnxopt.model import copy, load, to_proto
-from onnxopt.pass_base import Context, Gate, Report
+from onnxopt.model import copy, to_proto
 from onnxopt.passes.prune.prune_heads import PruneHeads
-from onnxopt.pipeline import PassManager
-from onnxopt.recipes import recipe
 from onnxopt.runtime import Ratio, Snapshot
+from tests.pruning import prune, refusals
 from tests.support import graph, outputs
+
+pytestmark = pytest.mark.usefixtures("no_clock")
 
 MODELS = Path(__file__).parents[2] / "models"
 Array = np.ndarray[Any, Any]
@@ -107,25 +105,6 @@ def by_einsum() -> ir.Model:
     )
 
 
-@pytest.fixture(autouse=True)
-def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time is not measured in tests: models without heads count as twice as fast."""
-    monkeypatch.setattr(module, "measured", lambda before, after, feeds: Ratio(0.5, 0.5, 0.5, 0.5))
-
-
-def prune(pass_: PruneHeads, model: ir.Model, data: Any = None) -> tuple[ir.Model, Report]:
-    result = copy(model)
-    samples = None if data is None else load_data(data, result)
-    report = pass_.run(Context(Editor(result), Gate(), samples))
-    onnx.checker.check_model(to_proto(result), full_check=True)
-    assert (to_proto(result) == to_proto(model)) == (report.changed == 0)
-    return result, report
-
-
-def refusals(report: Report) -> str:
-    return " | ".join(map(str, report.refusals))
-
-
 def shape(model: ir.Model, name: str) -> tuple[int, ...]:
     tensor = model.graph.initializers[name].const_value
     assert tensor is not None
@@ -181,12 +160,6 @@ def test_of_queries_that_share_a_single_key_some_go() -> None:
     assert (shape(after, "wq"), shape(after, "wk")) == ((8, 8), (8, 4))
     expected = outputs(zeroed(before, after, {"wo": 0}), {"x": X})[0]
     np.testing.assert_allclose(outputs(after, {"x": X})[0], expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def sentiment() -> ir.Model:
-    model = load(MODELS / "transformer_sentiment" / "model.onnx")
-    return PassManager(recipe("cleanup"), verify="off").run(model)[0]
 
 
 def test_a_trained_transformer(sentiment: ir.Model) -> None:

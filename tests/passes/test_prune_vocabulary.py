@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.checker
 import onnx_ir as ir
 import pytest
 
 from models._common import samples
-from onnxopt.data import load_data, random_data
+from onnxopt.data import random_data
 from onnxopt.errors import OptionError
 from onnxopt.graph import Editor
 from onnxopt.model import copy, load, to_proto
-from onnxopt.pass_base import Context, Gate, Report
+from onnxopt.pass_base import Context, Report
 from onnxopt.passes.prune.prune_vocabulary import PruneVocabulary
-from onnxopt.pipeline import interface
 from onnxopt.recipes import parse_pipeline
+from tests import pruning
+from tests.pruning import refusals
 from tests.support import graph, outputs
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -29,29 +28,19 @@ USED = [0, 1, 3, 7, 49]
 """With 0 for the unknown."""
 
 
+def prune(before: ir.Model, data: Any = None, **options: Any) -> tuple[ir.Model, Report]:
+    return pruning.prune(PruneVocabulary(**{"unknown": 0, **options}), before, data)
+
+
 def model(body: str = "y = Gather(table, ids)", ins: str = "int64[N,T] ids", **options: Any) -> ir.Model:
     outs = options.pop("outs", "float[N,T,16] y")
     return graph(f"g ({ins}) => ({outs}) {{ {body} }}", **{"table": TABLE, **options})
-
-
-def prune(before: ir.Model, data: Any = None, **options: Any) -> tuple[ir.Model, Report]:
-    result = copy(before)
-    given = None if data is None else load_data(data, before)
-    report = PruneVocabulary(**{"unknown": 0, **options}).run(Context(Editor(result), Gate(), given))
-    onnx.checker.check_model(to_proto(result), full_check=True)
-    assert interface(result) == interface(before)
-    assert (to_proto(result) == to_proto(before)) == (report.changed == 0)
-    return result, report
 
 
 def rows(after: ir.Model, name: str = "table") -> int:
     tensor = after.graph.initializers[name].const_value
     assert tensor is not None
     return int(tensor.shape.numpy()[0])
-
-
-def refusals(report: Report) -> str:
-    return " | ".join(map(str, report.refusals))
 
 
 # -- what is left --------------------------------------------------------------------------------------------------
