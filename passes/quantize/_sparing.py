@@ -21,30 +21,14 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxopt.data import Dataset
-from onnxopt.errors import DataError, EngineError
-from onnxopt.evaluation import MAX_LABELLED, MAX_SAMPLES, Quality
+from onnxopt.errors import EngineError
+from onnxopt.evaluation import Quality
 from onnxopt.graph import Editor, sole_reader
 from onnxopt.kernels import kernel_times
-from onnxopt.pass_base import Context
+from onnxopt.passes.quantize._budget import Budget
 from onnxopt.passes.quantize._cut import Border, Kernel, cheapest
-from onnxopt.passes.quantize._placement import FASTER, MARK, Budget, Build, Placement
+from onnxopt.passes.quantize._placement import FASTER, MARK, Build, Placement
 from onnxopt.runtime import Ratio
-
-UNJUDGED = "nothing was judged, for there are no samples: give data= or evaluation= (--data, --eval-data)"
-"""What a pass says that has quantized without any."""
-
-
-def judges(context: Context, budget: Budget, name: str) -> Dataset | None:
-    """The samples to judge by: those to evaluate on, else those to calibrate on; ``None`` if there are none.
-
-    Raises ``DataError`` if there are none, and yet the user has given a budget.
-    """
-    found = context.evaluation if context.evaluation is not None else context.data
-    if found is not None:
-        return found.take(MAX_LABELLED if found.labelled else MAX_SAMPLES)
-    if budget != Budget():
-        raise DataError(f"{name} keeps a budget only on samples: give data= (--data), or no min_sqnr and max_drop")
-    return None
 
 
 def key_of(node: ir.Node) -> str:
@@ -227,7 +211,7 @@ class Sparing(Placement):
         if nodes in self._trials:
             return self._trials[nodes].quality
         if nodes not in self._qualities:
-            self._qualities[nodes] = self._judge.quality(self._candidate(nodes))
+            self._qualities[nodes] = self._judged(self._candidate(nodes))
         return self._qualities[nodes]
 
     def _nodes(self, form: Mapping[str, int]) -> frozenset[str]:

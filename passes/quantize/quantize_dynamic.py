@@ -50,11 +50,11 @@ from onnxopt.data import Dataset
 from onnxopt.errors import OptionError
 from onnxopt.graph import Editor, attribute, constant_tensor, label
 from onnxopt.pass_base import Context, Log, Pass, Refuse, Report
+from onnxopt.passes.quantize._budget import UNJUDGED, Budget, judges
 from onnxopt.passes.quantize._contrib import other_reader, remove_unread, upgrade
 from onnxopt.passes.quantize._dynamic_forms import WEIGHTS_AT, Arrays, Writer
 from onnxopt.passes.quantize._linear_node import check_weight, linear_node
-from onnxopt.passes.quantize._placement import Budget
-from onnxopt.passes.quantize._sparing import UNJUDGED, Spared, Sparing, Unit, judges, key_of
+from onnxopt.passes.quantize._sparing import Spared, Sparing, Unit, key_of
 
 Array = np.ndarray[Any, Any]
 

@@ -28,11 +28,12 @@ from onnxopt.graph import Editor
 from onnxopt.pass_base import Context, Log, Pass, Report
 from onnxopt.passes.cleanup.convert_opset import ConvertOpset
 from onnxopt.passes.quantize import _choices
+from onnxopt.passes.quantize._budget import Budget, judges
 from onnxopt.passes.quantize._calibrate import Calibrated, Calibration, ranges_of
 from onnxopt.passes.quantize._candidates import Settings, candidates, default_nodes
 from onnxopt.passes.quantize._choices import Choice
 from onnxopt.passes.quantize._grid import integer_limits
-from onnxopt.passes.quantize._placement import Budget, Placement
+from onnxopt.passes.quantize._placement import Placement
 from onnxopt.passes.quantize._plan import Plan, plan
 from onnxopt.passes.quantize._qdq import Weights, activation_grids, apply
 from onnxopt.passes.quantize._ranges import METHODS, Method
@@ -43,9 +44,6 @@ _TYPES: dict[str, np.dtype[Any]] = {
     **{name: np.dtype(name) for name in ("uint8", "int8", "uint16", "int16")},
     "int4": np.dtype(ml_dtypes.int4),
 }
-
-_JUDGES = 32
-"""How many samples the choices of a measured placement are judged on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,10 +261,11 @@ class _Work:
         """What measures models with some nodes quantized."""
         context = self._context
         assert context.data is not None
-        judges = context.data.split(0.5)[1] if context.data.units > 1 else context.data
         feeds = next(iter(context.data.take(1).batches())).feeds
         budget = Budget(self._pass.min_sqnr, self._pass.max_drop)
-        return Placement(context.editor.model, self.build, feeds, judges.take(_JUDGES), budget, self._pass.threads)
+        samples = judges(context, budget, self._pass.name)
+        assert samples is not None
+        return Placement(context.editor.model, self.build, feeds, samples, budget, self._pass.threads)
 
     def left(self, nodes: Collection[str], chosen: Choice | None) -> dict[str, str]:
         """Why each node that could be quantized is not, by its label."""

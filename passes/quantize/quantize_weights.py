@@ -53,11 +53,11 @@ from onnxopt.errors import OptionError
 from onnxopt.graph import Editor, attribute, constant_tensor, label
 from onnxopt.pass_base import Context, Log, Pass, Refuse, Report
 from onnxopt.passes.quantize._blockwise import Form
+from onnxopt.passes.quantize._budget import UNJUDGED, Budget, judges
 from onnxopt.passes.quantize._contrib import other_reader, remove_unread, upgrade
 from onnxopt.passes.quantize._linear_node import check_weight, linear_node
-from onnxopt.passes.quantize._placement import Budget
 from onnxopt.passes.quantize._rounding import RECURRENT, Method, Rounded, Task, round_weights
-from onnxopt.passes.quantize._sparing import UNJUDGED, Spared, Sparing, Unit, judges, key_of
+from onnxopt.passes.quantize._sparing import Spared, Sparing, Unit, key_of
 from onnxopt.passes.quantize._weight_forms import Writer
 
 _OPERATORS = ("MatMul", "Gemm", "Conv", "Gather", *RECURRENT)

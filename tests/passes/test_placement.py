@@ -17,8 +17,8 @@ from onnxopt.graph import Editor
 from onnxopt.model import copy, to_proto
 from onnxopt.pass_base import Context, Report
 from onnxopt.passes.quantize import _placement
+from onnxopt.passes.quantize._budget import Budget
 from onnxopt.passes.quantize._judge import Judge, carried_state
-from onnxopt.passes.quantize._placement import Budget
 from onnxopt.passes.quantize.quantize_static import QuantizeStatic
 from onnxopt.runtime import Ratio, Snapshot
 from tests.support import graph, ops
@@ -146,6 +146,50 @@ def test_the_budget() -> None:
     assert Budget().holds(quality(20.6, after=0.5), reserve=0.5)
     assert not Budget().holds(quality(20.4, after=0.5), reserve=0.5)
     assert not Budget(max_drop=0.01).holds(quality(50, after=0.8905), reserve=0.5)
+
+
+def test_without_a_budget_every_output_has_to_be_near() -> None:
+    right = {"y": (0.4, 0.4)}
+    assert not Budget().holds(Quality(32, {"y": 6.0}, {"y": 0.8}, right)), "as many right, but others"
+    assert not Budget().holds(Quality(32, {"y": 6.0, "state": 15.0}, {"y": 1.0})), "one output's answers say nothing"
+    assert Budget().holds(Quality(32, {"y": 6.0, "state": 25.0}, {"y": 1.0}))
+    assert not Budget().holds(Quality(32, {"y": 30.0}, {"y": 1.0, "top": 0.9})), "indices have no SQNR"
+
+
+def test_is_judged_on_samples_that_gave_no_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, 0.5)
+    model = network()
+    data, wider = load_data(DATA, model), load_data({"x": 20 * DATA["x"]}, model)
+    for evaluation, changed in ((data, True), (wider, False)):
+        report = QuantizeStatic().run(Context(Editor(copy(model)), data=data, evaluation=evaluation, original=model))
+        assert bool(report.changed) == changed
+
+
+def test_a_few_samples_tell_noise_but_not_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first samples leave no doubt which class is theirs; with those behind, the least noise decides."""
+    clock(monkeypatch, 0.5)
+    model = graph(
+        "g (float[N,64] x) => (float[N,16] y) { h = MatMul(x, w) y = Mul(h, k) }",
+        w=RNG.normal(size=(64, 16)).astype(np.float32),
+        k=np.ones(16, np.float32),
+    )
+    noisy = RNG.normal(size=(64, 64)).astype(np.float32)
+    weight = np.asarray(model.graph.initializers["w"].const_value)
+    close = noisy @ weight
+    gap = np.sort(close, axis=1)
+    tied = noisy - ((gap[:, -1] - gap[:, -2])[:, None] * (1 - 1e-3)) * (np.linalg.pinv(weight)[close.argmax(1)]).astype(
+        np.float32
+    )
+    clear = noisy[:32]
+    judged = Budget(max_drop=0.01)
+    assert not judged.told_by_few(Quality(32, {"y": 50.0}, {"y": 1.0}))
+    assert Budget().told_by_few(Quality(32, {"y": 50.0}, {"y": 0.9}))
+    assert not Budget().told_by_few(Quality(32, {"y": 10.0}, {"y": 1.0}))
+    for samples, changed in ((clear, True), (np.concatenate([clear, tied]), False)):
+        data = load_data({"x": noisy}, model)
+        context = Context(Editor(copy(model)), data=data, evaluation=load_data({"x": samples}, model), original=model)
+        report = QuantizeStatic(max_drop=0.05).run(context)
+        assert bool(report.changed) == changed
 
 
 def test_options() -> None:

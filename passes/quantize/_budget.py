@@ -1,0 +1,61 @@
+"""How far outputs may move, and on which samples that is judged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from onnxopt.data import Dataset
+from onnxopt.errors import DataError
+from onnxopt.evaluation import MAX_LABELLED, MAX_SAMPLES, Quality
+from onnxopt.pass_base import Context
+
+UNJUDGED = "nothing was judged, for there are no samples: give data= or evaluation= (--data, --eval-data)"
+"""What a pass says that has quantized without any."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far outputs may move."""
+
+    min_sqnr: float | None = None
+    """In dB, of every output."""
+    max_drop: float | None = None
+    """The largest loss of accuracy, or without labels of agreement, as a share."""
+
+    def holds(self, quality: Quality, reserve: float = 0.0) -> bool:
+        """Whether ``quality`` is within the budget; without one given, every output needs 20 dB, or answers of which
+        no more than 1 % differ.
+
+        ``reserve`` is by how many dB it is to be better than that.
+        """
+        share = 10 ** (-reserve / 10)
+        if self.min_sqnr is None and self.max_drop is None:
+            lost = quality.lost
+            outputs = quality.sqnr_db | dict.fromkeys(lost.keys() - quality.sqnr_db.keys(), -math.inf)
+            return all(db - reserve >= 20.0 or lost.get(name, 1.0) <= 0.01 * share for name, db in outputs.items())
+        drops = [before - after for before, after in quality.accuracy.values()] or [
+            1 - equal for equal in quality.agreement.values()
+        ]
+        near = self.min_sqnr is None or quality.least_sqnr_db - reserve >= self.min_sqnr
+        return near and (self.max_drop is None or max(drops, default=0.0) <= self.max_drop * share)
+
+    def told_by_few(self, quality: Quality) -> bool:
+        """Whether ``quality`` says as much on few samples as on many: noise does, the share of wrong answers not."""
+        if self.max_drop is not None:
+            return False
+        least = 20.0 if self.min_sqnr is None else self.min_sqnr
+        return quality.sqnr_db.keys() >= quality.agreement.keys() and quality.least_sqnr_db >= least
+
+
+def judges(context: Context, budget: Budget, name: str) -> Dataset | None:
+    """The samples to judge by: those to evaluate on, else those to calibrate on; ``None`` if there are none.
+
+    Raises ``DataError`` if there are none, and yet the user has given a budget.
+    """
+    found = context.evaluation if context.evaluation is not None else context.data
+    if found is not None:
+        return found.take(MAX_LABELLED if found.labelled else MAX_SAMPLES)
+    if budget != Budget():
+        raise DataError(f"{name} keeps a budget only on samples: give data= (--data), or no min_sqnr and max_drop")
+    return None
