@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxopt.runtime import Feeds, Session, Snapshot
+from onnxopt.traverse import graphs
 
+MARK = re.compile(r"@(\d+)@")
+"""What a node is called in a model whose kernels are timed: by its place among all nodes."""
+_BLOCKED = "_nchwc"
+"""Convolutions in ONNX Runtime's blocked layout are called after their outputs."""
 _END = "_kernel_time"
 _RUNS = 12
 """So many runs are enough, however short they are."""
@@ -54,6 +62,32 @@ def kernel_times(snapshot: Snapshot, feeds: Feeds, *, seconds: float = 0.15, thr
     for (name, op), each in durations.items():
         faster = np.sort(each)[: (len(each) + 1) // 2]
         found.append(KernelTime(name, op, float(faster.mean()) * len(each) / (runs + 1), elements[name, op]))
+    return found
+
+
+def mark(model: ir.Model) -> None:
+    """Call each node by its place, so that its kernels can be told."""
+    for at, node in enumerate(node for graph in graphs(model) for node in graph):
+        node.name = f"@{at}@"
+
+
+def places(model: ir.Model) -> dict[str, int]:
+    """The place of the node that makes each tensor."""
+    return {
+        output.name or "": at
+        for at, node in enumerate(node for graph in graphs(model) for node in graph)
+        for output in node.outputs
+    }
+
+
+def by_place(times: Iterable[KernelTime], of: dict[str, int]) -> dict[int, list[KernelTime]]:
+    """The kernels of each node of a marked model, by its place; ``of`` is that of the node that makes each tensor."""
+    found: dict[int, list[KernelTime]] = {}
+    for each in times:
+        if (marked := MARK.match(each.name)) is not None:
+            found.setdefault(int(marked.group(1)), []).append(each)
+        elif (at := of.get(each.name.removesuffix(_BLOCKED))) is not None:
+            found.setdefault(at, []).append(each)
     return found
 
 

@@ -166,8 +166,11 @@ class Layer:
     def put(self, weight: Array, bias: Array | None, editor: Editor) -> None:
         """Give the layer other weights, which ``fitted`` has passed."""
         write_constant(self.weight, weight, editor)
-        if bias is None:
-            return
+        if bias is not None:
+            self.put_bias(bias, editor)
+
+    def put_bias(self, bias: Array, editor: Editor) -> None:
+        """Give the layer another bias, or its first."""
         if self.bias is not None and len(self.bias.uses()) == 1 and not self.bias.is_graph_output():
             write_constant(self.bias, bias, editor)
         else:

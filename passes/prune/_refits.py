@@ -132,7 +132,7 @@ def refits(pass_: Pass, context: Context, log: Log) -> list[Refit]:
             log.refused(label(node), str(refusal))
     if not found and not log.report().refusals:
         log.refused("model", "its layers read and compute what those of the dense model do: prune it first")
-    return _with_levels(found, context.editor)
+    return levelled(found, context.editor)
 
 
 def dense_layer(node: ir.Node, editor: Editor) -> Refit:
@@ -190,7 +190,7 @@ def _whole(node: ir.Node, editor: Editor) -> Layer | None:
     return behind if behind is not None and behind.node is node else layer
 
 
-def _with_levels(found: Iterable[Refit], editor: Editor) -> list[Refit]:
+def levelled(found: Iterable[Refit], editor: Editor) -> list[Refit]:
     """The same by level, with the sums that they go into."""
     summed: list[Refit] = []
     taken: set[ir.Value] = set()

@@ -9,7 +9,8 @@ multiply–accumulates, or of the time that the model takes, as measured.
 Kernels work on blocks of channels, and a model with 41 instead of 64 is often no faster, or even slower. So the
 numbers that are left are rounded to what the kernels of ONNX Runtime want, and a model that gets slower is refused.
 
-Afterwards run ``reconstruct``, which fits the layers that read the channels to what is left.
+Afterwards run ``reconstruct``, which fits the layers that read the channels to what is left. With ``steps`` that is
+done in between too: a part of the channels goes, layers are fitted anew, importance is found anew, and so on.
 
 Source: Fang, Ma, Song, Mi and Wang, "DepGraph: Towards Any Structural Pruning", CVPR 2023.
 """
@@ -17,7 +18,8 @@ Source: Fang, Ma, Song, Mi and Wang, "DepGraph: Towards Any Structural Pruning",
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -37,6 +39,7 @@ from onnxopt.passes.prune._structured import (
     own_shares,
     scores_of,
 )
+from onnxopt.passes.prune.reconstruct import Reconstruct
 
 Measure = Literal["channels", "parameters", "macs", "latency"]
 
@@ -73,6 +76,9 @@ class PruneChannels(Pass):
     """The number of channels left is a multiple of this; 0: what the kernels want, 1: any number."""
     least: int = 1
     """The number of channels that every group keeps at least."""
+    steps: int = 1
+    """In how many steps: of each goes the same share of what the step before has left, and in between layers are fitted
+    anew as by ``reconstruct``."""
     seed: int = 0
     """Which channels are drawn at random."""
 
@@ -84,18 +90,34 @@ class PruneChannels(Pass):
                 wanted = ", ".join(allowed)
                 raise OptionError(f"{self.name}.{option} is one of {wanted}; got {getattr(self, option)!r}")
         check_ratios(self.name, self.ratio, self.ratios)
-        for option, low in (("round_to", 0), ("least", 1), ("seed", 0)):
+        for option, low in (("round_to", 0), ("least", 1), ("steps", 1), ("seed", 0)):
             if getattr(self, option) < low:
                 raise OptionError(f"{self.name}.{option} is a number from {low} on, got {getattr(self, option)}")
 
     def run(self, context: Context) -> Report:
+        if self.steps == 1:
+            return self._prune(context)
+        left = (1 - self.ratio) ** (1 / self.steps)
+        own = tuple((glob, 1 - (1 - share) ** (1 / self.steps)) for glob, share in self.ratios)
+        last = replace(self, steps=1, ratio=1 - left, ratios=own)
+        reports = []
+        for _ in range(self.steps - 1):  # what is not the end needs no numbers that kernels want
+            reports += [replace(last, round_to=1)._prune(context, last=False), Reconstruct(seed=self.seed).run(context)]
+        reports.append(last._prune(context))
+        changes, refusals, facts = (
+            tuple(chain.from_iterable(each))
+            for each in zip(*((r.changes, r.refusals, r.facts) for r in reports), strict=True)
+        )
+        return Report(self.name, changes, tuple(dict.fromkeys(refusals)), facts)
+
+    def _prune(self, context: Context, *, last: bool = True) -> Report:
         log = Log(self, context)
         graph = ChannelGraph(context.editor)
         groups = free_groups(graph.groups, self, context, log)
         own = own_shares(self.ratios, groups, log)
         scores = scores_of(self.name, groups, context, self.importance, self.seed)
         chosen = _Selection(self, groups, own, scores, context).chosen(log) if groups else {}
-        if chosen and not is_slower("channel", chosen, context, log):
+        if chosen and not (last and is_slower("channel", chosen, context, log)):
             cut(graph, chosen, scores, "channels", context, log)
         return log.report()
 

@@ -12,7 +12,6 @@ several adds up nearly.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,7 +22,7 @@ from onnxopt.data import Dataset
 from onnxopt.errors import EngineError
 from onnxopt.evaluation import Quality
 from onnxopt.graph import Editor
-from onnxopt.kernels import KernelTime, kernel_times
+from onnxopt.kernels import by_place, kernel_times, mark, places
 from onnxopt.passes.quantize._budget import Budget
 from onnxopt.passes.quantize._candidates import unmoved
 from onnxopt.passes.quantize._choices import Choice
@@ -32,12 +31,7 @@ from onnxopt.passes.quantize._judge import Judge
 from onnxopt.passes.quantize._plan import Plan
 from onnxopt.passes.quantize._roles import LAYERS, Roles
 from onnxopt.runtime import Feeds, Ratio, Session, Snapshot, latency_ratios
-from onnxopt.traverse import graphs
 
-MARK = re.compile(r"@(\d+)@")
-"""What a node is called in a model whose kernels are timed: by its place."""
-_BLOCKED = "_nchwc"
-"""Convolutions in ONNX Runtime's blocked layout are called after their outputs."""
 _QUANTIZER_SECONDS, _SECONDS_AN_ELEMENT = 1.5e-6, 2e-10
 """What a quantizer costs that was not measured."""
 
@@ -90,11 +84,7 @@ class Placement:
         self._original, self._judges = Snapshot.of(model), judges
         self._few = Judge(model, self._original, judges.take(_FEW))
         self._baseline = Session(self._original, optimize=True, threads=threads)
-        self._places = {
-            output.name or "": at
-            for at, node in enumerate(n for graph in graphs(model) for n in graph)
-            for output in node.outputs
-        }
+        self._places = places(model)
         self._trials: dict[frozenset[str], Trial] = {}
 
     def choose(self, made: Plan, found: Mapping[str, Roles], default: Collection[str]) -> Choice:
@@ -154,8 +144,7 @@ class Placement:
     def _candidate(self, nodes: Collection[str], *, marked: bool = False) -> Snapshot:
         editor = self._editor.copy()
         if marked:
-            for at, node in enumerate(n for graph in editor.graphs() for n in graph):
-                node.name = f"@{at}@"
+            mark(editor.model)
         self._build(editor, nodes)
         if marked:
             for graph in editor.graphs():
@@ -192,7 +181,7 @@ class Placement:
         """Time all kernels in both forms, and say what it costs to go from one to the other."""
         as_float = kernel_times(self._candidate((), marked=True), self._feeds, threads=self._threads)
         as_integers = kernel_times(self._candidate(made.nodes, marked=True), self._feeds, threads=self._threads)
-        first, second = self._by_node(as_float), self._by_node(as_integers)
+        first, second = by_place(as_float, self._places), by_place(as_integers, self._places)
         for key in made.nodes:
             entry = found[key]
             parts = {self._places[node.outputs[0].name or ""] for node in (entry.node, *entry.taken)}
@@ -203,15 +192,6 @@ class Placement:
         quantizers = {t.name.removeprefix("Q:"): t.seconds for t in as_integers if t.name.startswith("Q:")}
         elements = {at: max(t.elements for t in each) for at, each in first.items()}
         return self._borders(made, found, quantizers, elements)
-
-    def _by_node(self, times: Iterable[KernelTime]) -> dict[int, list[KernelTime]]:
-        found: dict[int, list[KernelTime]] = {}
-        for each in times:
-            if (mark := MARK.match(each.name)) is not None:
-                found.setdefault(int(mark.group(1)), []).append(each)
-            elif (at := self._places.get(each.name.removesuffix(_BLOCKED))) is not None:
-                found.setdefault(at, []).append(each)
-        return found
 
     def _borders(
         self, made: Plan, found: Mapping[str, Roles], quantizers: Mapping[str, float], elements: Mapping[int, int]

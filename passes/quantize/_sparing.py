@@ -24,10 +24,10 @@ from onnxopt.data import Dataset
 from onnxopt.errors import EngineError
 from onnxopt.evaluation import Quality
 from onnxopt.graph import Editor, sole_reader
-from onnxopt.kernels import kernel_times
+from onnxopt.kernels import MARK, by_place, kernel_times
 from onnxopt.passes.quantize._budget import Budget
 from onnxopt.passes.quantize._cut import Border, Kernel, cheapest
-from onnxopt.passes.quantize._placement import FASTER, MARK, Build, Placement
+from onnxopt.passes.quantize._placement import FASTER, Build, Placement
 from onnxopt.runtime import Ratio
 
 
@@ -147,9 +147,9 @@ class Sparing(Placement):
     def _pays(self, found: Spared, units: Sequence[Unit]) -> set[str]:
         """The units with which all kernels together take least time."""
         everything = [self._item(0, unit.key) for unit in units]
-        as_float = self._by_node(kernel_times(self._candidate((), marked=True), self._feeds, threads=self._threads))
+        before = kernel_times(self._candidate((), marked=True), self._feeds, threads=self._threads)
         timed = kernel_times(self._candidate(everything, marked=True), self._feeds, threads=self._threads)
-        as_integers = self._by_node(timed)
+        as_float, as_integers = by_place(before, self._places), by_place(timed, self._places)
         readers: dict[str, set[str]] = {}
         for unit in units:
             parts = {self._places[key_of(node)] for node in unit.nodes}

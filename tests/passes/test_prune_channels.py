@@ -317,3 +317,19 @@ def test_trained_models_get_smaller_and_run(name: str) -> None:
     assert sum(np.prod(s) for s in shapes(result).values()) < 0.8 * sum(np.prod(s) for s in shapes(model).values())
     assert not report.problems
     assert report.quality
+
+
+def test_in_steps_as_many_channels_go() -> None:
+    """Each step takes the same share of what the one before has left."""
+    model = layers()
+    pruned, report = prune(PruneChannels(ratio=0.75, round_to=1, steps=2), model, {"x": X})
+    assert [fact["kept"] for fact in report.facts if "kept" in fact] == [16, 8]
+    assert any(fact.get("fitted") == "all" for fact in report.facts), "layers are fitted anew in between"
+    once, _ = prune(PruneChannels(ratio=0.75, round_to=1), model, {"x": X})
+    assert shapes(pruned) == shapes(once)
+
+
+def test_only_the_last_step_rounds() -> None:
+    pruned, report = prune(PruneChannels(ratio=0.5, round_to=16, steps=4, importance="l2"), layers())
+    assert shapes(pruned)["a"] == (8, 16)
+    assert report.changed
