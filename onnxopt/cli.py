@@ -188,15 +188,16 @@ def compare(**options: Any) -> int:
 @click.argument("model")
 @click.option("--data", required=True, metavar="SOURCE", help="Samples to calibrate on and to judge by.")
 @click.option(
-    "--method", type=click.Choice(["int8", "prune"]), default="int8", show_default=True,
-    help="What is done to one layer at a time: quantized, or a quarter, half, three quarters of its channels removed.",
+    "--method", type=click.Choice(["int8", "prune", "low-rank"]), default="int8", show_default=True,
+    help="What is done to one layer at a time: quantized; a quarter, half, three quarters of its channels removed; "
+    "split at a quarter and half of its rank.",
 )  # fmt: skip
 @click.option("-o", "--output", metavar="OUT.json", help="Where to save the measurements.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="For ONNX Runtime.")
 @_json
 @_limited
 def sensitivity(**options: Any) -> int:
-    """Measure what each layer of MODEL gains and harms when it alone is quantized or pruned."""
+    """Measure what each layer of MODEL gains and harms when it alone is quantized, pruned or split."""
     return _supervised("sensitivity", options)
 
 

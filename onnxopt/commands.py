@@ -241,15 +241,20 @@ def _sensitivity(
     import msgspec
 
     from onnxopt.model import load
-    from onnxopt.search.sensitivity import pruning_sensitivity, sensitivity
+    from onnxopt.search import sensitivity
 
     stage("load")
     loaded = load(model)
     samples = _data(stage, data, loaded)
     stage("sensitivity")
-    found: Any = (
-        pruning_sensitivity(loaded, samples) if method == "prune" else sensitivity(loaded, samples, threads=threads)
-    )
+    found: Any
+    match method:
+        case "prune":
+            found = sensitivity.pruning_sensitivity(loaded, samples)
+        case "low-rank":
+            found = sensitivity.low_rank_sensitivity(loaded, samples)
+        case _:
+            found = sensitivity.sensitivity(loaded, samples, threads=threads)
     if target is not None:
         with replace_file(target) as file:
             file.write(msgspec.json.format(msgspec.json.encode(found), indent=2))
@@ -257,9 +262,10 @@ def _sensitivity(
     if as_json:
         _print_json(found)
     else:
-        from onnxopt.terminal import show_pruning_sensitivity, show_sensitivity
+        from onnxopt import terminal
 
-        _print(show_pruning_sensitivity if method == "prune" else show_sensitivity, found)
+        shown = {"prune": terminal.show_pruning_sensitivity, "low-rank": terminal.show_low_rank_sensitivity}
+        _print(shown.get(method, terminal.show_sensitivity), found)
     return DONE
 
 

@@ -2,33 +2,39 @@
 
 Each formula counts the products that the operator's definition sums, whatever a kernel may save:
 
-=================  ==========================================================
-Conv               elements of the output × elements of one filter
-ConvTranspose      elements of the input × elements of one filter
-Gemm, MatMul       elements of the output × length of the summed axis
-RNN, GRU, LSTM     steps × batch × elements of ``W`` and ``R``
-Einsum             size of the whole index space, once for each operand but one
-=================  ==========================================================
+===================  ==========================================================
+Conv                 elements of the output × elements of one filter
+ConvTranspose        elements of the input × elements of one filter
+Gemm, MatMul         elements of the output × length of the summed axis
+RNN, GRU, LSTM       steps × batch × elements of ``W`` and ``R``
+Einsum               size of the whole index space, once for each operand but one
+Attention            elements of queries and of the output × keys, past ones included
+MultiHeadAttention   the same
+GroupQueryAttention  the same
+===================  ==========================================================
 
-Other operators count as nothing. Of the branches of an ``If`` the dearer counts; the body of a ``Loop`` or
-``Scan`` counts as often as it runs, or once where that is not known.
+``Attention`` of ONNX Runtime also counts as the product that makes queries, keys and values. What a mask hides counts.
+Other operators count as nothing. Of the branches of an ``If`` the one that is taken counts, or the dearer where that
+is not known; the body of a ``Loop`` or ``Scan`` counts as often as it runs, or once where that is not known.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from onnxopt._mac_formulas import FORMULAS, Operands, Unknown
+from onnxopt._output_shapes import is_true
 from onnxopt.errors import OptionError
-from onnxopt.graph import attribute, bodies, constant_tensor, label
+from onnxopt.graph import Editor, attribute, bodies, label
 from onnxopt.model import copy
 from onnxopt.probes import interface_inputs
-from onnxopt.shapes import Facts
+from onnxopt.shape_values import ShapeValues
+from onnxopt.shapes import STANDARD_DOMAINS
+from onnxopt.traverse import graphs
 
 DEFAULT_SIZES = (1, 128)
 """The size of a dynamic dim that the user does not set: on the first axis of an input, and elsewhere."""
@@ -51,13 +57,16 @@ class Macs:
 
 
 def dynamic_dims(model: ir.Model) -> dict[str, int]:
-    """Each dynamic dim of the inputs, with its size by default; an unnamed one is called ``input[axis]``."""
+    """Each dynamic dim of the inputs, with its size by default; an unnamed one is called ``input[axis]``.
+
+    What follows from others, such as ``past + 1``, is none.
+    """
     found: dict[str, int] = {}
     for value in interface_inputs(model):
         for axis, dim in enumerate(value.shape or ()):
             if not _is_size(dim):
                 found.setdefault(_dim_name(value, axis, dim), DEFAULT_SIZES[0 if axis == 0 else 1])
-    return found
+    return {name: size for name, size in found.items() if not _follows(name, found)}
 
 
 def count_macs(model: ir.Model, dims: Mapping[str, int] | None = None) -> Macs:
@@ -73,16 +82,32 @@ def count_macs(model: ir.Model, dims: Mapping[str, int] | None = None) -> Macs:
     sizes.update(dims or {})
     result = Macs(at=sizes)
     copied = copy(model)
-    for value in interface_inputs(copied):
-        if sizes and value.shape is not None:
-            value.shape = ir.Shape(
-                d if _is_size(d) else sizes[_dim_name(value, axis, d)] for axis, d in enumerate(value.shape)
-            )
+    _set_dims(copied, sizes)
     if copied.functions:
         InlinePass()(copied)
-    _Counter(Facts(copied), result).add(copied.graph, 1)
+    editor = Editor(copied)
+    _Counter(editor, ShapeValues(editor), result).add(copied.graph, 1)
     result.total = sum(result.by_operator.values())
     return result
+
+
+def _set_dims(model: ir.Model, sizes: Mapping[str, int]) -> None:
+    """Give the inputs these sizes, and the declared dims of outputs of operators that onnx does not know as well.
+
+    A name that no input has tells nothing.
+    """
+    for value in interface_inputs(model):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                dim if _is_size(dim) else _size(_dim_name(value, axis, dim), sizes)
+                for axis, dim in enumerate(value.shape)
+            )
+    foreign = (node for graph in graphs(model) for node in graph if node.domain not in STANDARD_DOMAINS)
+    for value in (output for node in foreign for output in node.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                dim if isinstance(dim, int) or not dim.value else _size(dim.value, sizes) for dim in value.shape
+            )
 
 
 def _is_size(dim: int | ir.SymbolicDim) -> bool:
@@ -98,13 +123,29 @@ def _dim_name(value: ir.Value, axis: int, dim: int | ir.SymbolicDim) -> str:
     return f"{value.name}[{axis}]"
 
 
-class _Unknown(Exception):
-    """A shape that the formula needs is not known."""
+def _follows(name: str, dims: Mapping[str, int]) -> bool:
+    """Whether a dim is computed of others of ``dims``."""
+    try:
+        symbols = ir.SymbolicDim(name).free_symbols()
+    except ValueError:  # no expression
+        return False
+    return name not in symbols and symbols <= dims.keys()
+
+
+def _size(name: str, sizes: Mapping[str, int]) -> int | None:
+    """The size of a dim that has one of ``sizes``, or is computed of them."""
+    if name in sizes:
+        return sizes[name]
+    try:
+        size = ir.SymbolicDim(name).evaluate(sizes)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return size if isinstance(size, int) else None
 
 
 class _Counter:
-    def __init__(self, facts: Facts, result: Macs) -> None:
-        self._facts, self._result = facts, result
+    def __init__(self, editor: Editor, values: ShapeValues, result: Macs) -> None:
+        self._editor, self._values, self._result = editor, values, result
 
     def add(self, graph: ir.Graph, times: int) -> None:
         """Count ``graph`` as run ``times`` times."""
@@ -113,12 +154,12 @@ class _Counter:
             if inner:
                 self._add_bodies(node, inner, times)
                 continue
-            formula = _FORMULAS.get((node.domain, node.op_type))
+            formula = FORMULAS.get((node.domain, node.op_type))
             if formula is None:
                 continue
             try:
-                count = formula(node, self._shape)
-            except (_Unknown, IndexError, TypeError, ValueError):  # an invalid node has no cost that could be told
+                count = formula(Operands(node, self._editor, self._values))
+            except (Unknown, IndexError, TypeError, ValueError):  # an invalid node has no cost that could be told
                 self._result.unknown.append(label(node))
             else:
                 counts = self._result.by_operator
@@ -127,10 +168,13 @@ class _Counter:
 
     def _add_bodies(self, node: ir.Node, inner: list[ir.Graph], times: int) -> None:
         if node.op_type == "If":
+            taken = is_true(self._values.of(node.inputs[0]))
+            if taken is not None:
+                inner = [attribute(node, "then_branch" if taken else "else_branch")]
             branches = []
             for body in inner:
                 branches.append(Macs())
-                _Counter(self._facts, branches[-1]).add(body, times)
+                _Counter(self._editor, self._values, branches[-1]).add(body, times)
             dearest = max(branches, key=lambda branch: sum(branch.by_operator.values()))
             counts = self._result.by_operator
             for op, count in dearest.by_operator.items():
@@ -153,89 +197,10 @@ class _Counter:
             axes = attribute(node, "scan_input_axes", (0,))
             if scans is None or axes is None:
                 return None
-            shape = self._facts.shape(node.inputs[-scans]) if node.inputs[-scans] is not None else None
+            shape = self._editor.shape(node.inputs[-scans])
             steps = shape[axes[0]] if shape is not None else None
             return steps if isinstance(steps, int) else None
-        limit = constant_tensor(node.inputs[0]) if node.op_type == "Loop" and node.inputs else None
-        return min(int(limit.numpy().reshape(-1)[0]), 1 << 31) if limit is not None and limit.size == 1 else None
-
-    def _shape(self, node: ir.Node, at: int) -> tuple[int, ...]:
-        """The dims of input ``at``, or of output ``~at``."""
-        value = node.inputs[at] if at >= 0 else node.outputs[~at]
-        if value is None:
-            raise _Unknown
-        shape = self._facts.shape(value)
-        if shape is None:
-            raise _Unknown
-        known = tuple(d for d in shape if isinstance(d, int))
-        if len(known) != len(shape):
-            raise _Unknown
-        return known
-
-
-Shape = Callable[[ir.Node, int], tuple[int, ...]]
-Formula = Callable[[ir.Node, Shape], int]
-OUTPUT = ~0
-
-
-def _conv(weight: int) -> Formula:
-    return lambda node, shape: math.prod(shape(node, OUTPUT)) * math.prod(shape(node, weight)[1:])
-
-
-def _conv_transpose(node: ir.Node, shape: Shape) -> int:
-    return math.prod(shape(node, 0)) * math.prod(shape(node, 1)[1:])
-
-
-def _product(node: ir.Node, shape: Shape) -> int:
-    a = shape(node, 0)
-    axis = -2 if attribute(node, "transA", 0) and len(a) > 1 else -1
-    return math.prod(shape(node, OUTPUT)) * a[axis]
-
-
-def _recurrent(node: ir.Node, shape: Shape) -> int:
-    x = shape(node, 0)
-    return x[0] * x[1] * (math.prod(shape(node, 1)) + math.prod(shape(node, 2)))
-
-
-def _block_quantized(node: ir.Node, shape: Shape) -> int:
-    return math.prod(shape(node, 0)) * int(attribute(node, "N"))
-
-
-def _einsum(node: ir.Node, shape: Shape) -> int:
-    equation: Any = attribute(node, "equation")
-    terms = str(equation).replace(" ", "").split("->")[0].split(",")
-    if len(terms) == 1:
-        return 0
-    sizes: dict[str, int] = {}
-    for at, term in enumerate(terms):
-        dims = shape(node, at)
-        before, dots, after = term.partition("...")
-        free = len(dims) - len(before) - len(after)
-        # dims under an ellipsis are aligned at their ends, like those of a broadcast
-        letters = [*before, *(f"…{i}" for i in range(free, 0, -1) if dots), *after]
-        for letter, size in zip(letters, dims, strict=True):
-            sizes[letter] = max(sizes.get(letter, 1), size) if size else 0
-    return math.prod(sizes.values()) * (len(terms) - 1)
-
-
-_FORMULAS: dict[tuple[str, str], Formula] = {
-    ("", "Conv"): _conv(1),
-    ("", "ConvInteger"): _conv(1),
-    ("", "DeformConv"): _conv(1),
-    ("", "QLinearConv"): _conv(3),
-    ("", "ConvTranspose"): _conv_transpose,
-    ("", "Gemm"): _product,
-    ("", "MatMul"): _product,
-    ("", "MatMulInteger"): _product,
-    ("", "QLinearMatMul"): _product,
-    ("", "RNN"): _recurrent,
-    ("", "GRU"): _recurrent,
-    ("", "LSTM"): _recurrent,
-    ("", "Einsum"): _einsum,
-    ("com.microsoft", "FusedConv"): _conv(1),
-    ("com.microsoft", "FusedGemm"): _product,
-    ("com.microsoft", "FusedMatMul"): _product,
-    ("com.microsoft", "MatMulIntegerToFloat"): _product,
-    ("com.microsoft", "DynamicQuantizeMatMul"): _product,
-    ("com.microsoft", "MatMulNBits"): _block_quantized,
-}
+        try:
+            return min(Operands(node, self._editor, self._values).number(0), 1 << 31)
+        except (Unknown, IndexError):
+            return None

@@ -1,29 +1,28 @@
 """Shape and type facts about the values of a model.
 
 Facts are kept beside the model, not in it: exporters leave stale ``value_info`` behind, and writing what we
-infer would only make the file grow. They come from ``onnx.shape_inference`` run on the inputs alone; the
-model's own ``value_info`` is believed only for outputs of operators that onnx does not know.
+infer would only make the file grow. They come from ``onnx.shape_inference`` run on the inputs alone, and from what
+follows node by node where that stops; the model's own ``value_info`` is believed only for outputs of operators that
+onnx does not know.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Set
 from types import MappingProxyType
-from typing import Any
 
-import numpy as np
 import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
+from onnxopt._node_inference import MADE_UP, WRONG_SLICE, Computed, Found, inferred, read_type
+from onnxopt._symbols import Dim, Dims
 from onnxopt.errors import ModelError
 from onnxopt.model import outline, slim_proto
-from onnxopt.nodes import constant_tensor
 from onnxopt.traverse import graphs
 
-Dim = int | str | None
-Dims = tuple[Dim, ...]
+__all__ = ["STANDARD_DOMAINS", "Dim", "Dims", "Facts", "check_types"]
 
 STANDARD_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview.training")
 
@@ -79,23 +78,25 @@ class Facts:
             self._shapes[value] = _union(known[value], shape)
         return [each for each, shape in known.items() if shape != self._shapes[value]]
 
-    def refine(self, value: ir.Value, shape: Dims) -> bool:
-        """Note what is known of a value from elsewhere; returns whether that is news."""
-        known = self.shape(value)
+    def refine(self, value: ir.Value, shape: Dims, dtype: ir.DataType | None = None) -> bool:
+        """Note what is known of a value from elsewhere; returns whether its shape is news."""
+        self._dtypes[value] = self._dtypes.get(value) or dtype
+        known = self._shapes.get(value)
         found = _union(known, shape)
         if found == known:
             return False
+        self.improved |= value in self._shapes  # else nobody has asked, and so decided on less
         self._shapes[value] = found
-        self.improved = True
         return True
 
-    def infer_again(
-        self, node: ir.Node, computed: Mapping[ir.Value, np.ndarray[Any, Any]] = MappingProxyType({})
-    ) -> list[ir.Value]:
+    def infer_again(self, node: ir.Node, computed: Computed = MappingProxyType({})) -> list[ir.Value]:
         """Infer the outputs of one node of whose inputs more is known: their shapes, or what the ``computed`` ones
         hold. Returns the outputs of which that told more."""
-        found = self._inferred(node, computed)
-        return [value for value, _, shape in found if shape is not None and self.refine(value, _named(value, shape))]
+        return [
+            value
+            for value, dtype, shape in self._inferred(node, computed)
+            if shape is not None and self.refine(value, _named(value, shape), dtype)
+        ]
 
     def infer(self) -> None:
         """Infer types and shapes; what was known of a value stays known where this says nothing."""
@@ -122,7 +123,7 @@ class Facts:
         _add_types_of_ml(proto)
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-            if self._model.opset_imports.get("") == _WRONG_SLICE and _pin_slices(proto.graph, inferred.graph, {}):
+            if self._model.opset_imports.get("") == WRONG_SLICE and _pin_slices(proto.graph, inferred.graph, {}):
                 inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         except Exception:  # onnx raises several unrelated types; without inference we only know less
             inferred = proto
@@ -163,14 +164,14 @@ class Facts:
     def _note(self, value: ir.Value, found: dict[str, onnx.TypeProto]) -> None:
         type_ = found.get(value.name or "")
         if type_ is not None and type_.HasField("tensor_type"):
-            dtype, shape = _read_type(type_.tensor_type, self._runs)
+            dtype, shape = read_type(type_.tensor_type, self._runs)
             self._dtypes[value] = dtype or self._dtypes.get(value)
             known = self._shapes.get(value)
             self._shapes[value] = shape if known is None else known if shape is None else _union(shape, known)
 
     def _look_up(self, value: ir.Value) -> None:
         """What can be said of a value that inference did not name: a constant, or the output of a new node."""
-        self.learn(value, None, None)
+        self.learn(value, self._dtypes.get(value), self._shapes.get(value))
         tensor = value.const_value if value.is_initializer() else None
         if tensor is not None:
             self.learn(value, tensor.dtype, tuple(tensor.shape.numpy()))
@@ -185,42 +186,13 @@ class Facts:
             self._learn_from(node)
 
     def _learn_from(self, node: ir.Node) -> None:
-        for value, dtype, shape in self._inferred(node):
-            self.learn(value, dtype, shape)
+        for value, dtype, shape in self._inferred(node):  # other outputs may be known better already
+            known = self._shapes.get(value)
+            self.learn(value, dtype or self._dtypes.get(value), known if shape is None else _union(known, shape))
 
-    def _inferred(
-        self, node: ir.Node, computed: Mapping[ir.Value, np.ndarray[Any, Any]] = MappingProxyType({})
-    ) -> list[tuple[ir.Value, ir.DataType | None, Dims | None]]:
+    def _inferred(self, node: ir.Node, computed: Computed = MappingProxyType({})) -> list[Found]:
         """What follows for the outputs of ``node`` from what is known of its inputs."""
-        if node.domain != "":
-            return []
-        try:
-            schema = onnx.defs.get_schema(node.op_type, self._model.opset_imports.get("", 1))
-            types: dict[str, onnx.TypeProto] = {}
-            data: dict[str, onnx.TensorProto] = {}
-            for value in node.inputs:
-                if value is None:
-                    continue
-                dtype, shape = self.dtype(value), self.shape(value)
-                if dtype is None:
-                    return []
-                types[value.name or ""] = onnx.helper.make_tensor_type_proto(dtype.value, shape)
-                if value in computed:
-                    data[value.name or ""] = onnx.numpy_helper.from_array(computed[value])
-                elif (tensor := constant_tensor(value)) is not None and tensor.nbytes < 1024:
-                    data[value.name or ""] = ir.serde.serialize_tensor(tensor)
-            outputs = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
-        except Exception:  # inference that fails tells us nothing
-            return []
-        found = []
-        for value in node.outputs:
-            type_ = outputs.get(value.name or "")
-            if type_ is not None and type_.HasField("tensor_type"):
-                dtype, shape = _read_type(type_.tensor_type)
-                if shape is not None and node.op_type == "Slice" and schema.since_version == _WRONG_SLICE:
-                    shape = tuple(dim if isinstance(dim, int) else None for dim in shape)
-                found.append((value, dtype, shape))
-        return found
+        return inferred(node, self, self._model.opset_imports.get("", 1), computed)
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
@@ -231,17 +203,13 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
             yield from node.outputs
 
 
-_MADE_UP = "unk__"
-"""How the symbols begin that onnx makes up for dims it cannot tell."""
-
-
 def _is_known(dim: Dim) -> bool:
-    return dim is not None and not (isinstance(dim, str) and dim.startswith(_MADE_UP))
+    return dim is not None and not (isinstance(dim, str) and dim.startswith(MADE_UP))
 
 
 def _named(value: ir.Value, shape: Dims) -> Dims:
     """``shape`` with a symbol for each dim that has none, as onnx makes them up."""
-    return tuple(f"{_MADE_UP}{value.name}, axis {axis}" if dim is None else dim for axis, dim in enumerate(shape))
+    return tuple(f"{MADE_UP}{value.name}, axis {axis}" if dim is None else dim for axis, dim in enumerate(shape))
 
 
 def _union(first: Dims | None, second: Dims) -> Dims:
@@ -249,25 +217,6 @@ def _union(first: Dims | None, second: Dims) -> Dims:
     if first is None or len(first) != len(second):
         return first or second
     return tuple(y if _is_known(y) and not _is_known(x) else x for x, y in zip(first, second, strict=True))
-
-
-def _read_type(type_: onnx.TypeProto.Tensor, run: int = 0) -> tuple[ir.DataType | None, Dims | None]:
-    dtype = ir.DataType(type_.elem_type) if type_.elem_type else None
-    if not type_.HasField("shape"):
-        return dtype, None
-    return dtype, tuple(_read_dim(dim, run) for dim in type_.shape.dim)
-
-
-def _read_dim(dim: onnx.TensorShapeProto.Dimension, run: int) -> Dim:
-    if dim.HasField("dim_value"):
-        return dim.dim_value if dim.dim_value >= 0 else None  # some exporters write -1 for "dynamic"
-    if dim.dim_param.startswith(_MADE_UP):  # made up by onnx, which begins to count anew in each run
-        return f"{dim.dim_param} of run {run}"
-    return dim.dim_param or None
-
-
-_WRONG_SLICE = 10
-"""The version of Slice whose output, says onnx, keeps the symbols of all dims, also of those it cuts."""
 
 
 def _pin_slices(graph: onnx.GraphProto, inferred: onnx.GraphProto, constants: dict[str, onnx.TensorProto]) -> bool:
@@ -293,7 +242,7 @@ def _pin_slices(graph: onnx.GraphProto, inferred: onnx.GraphProto, constants: di
         for axis in axes:
             dim = info.type.tensor_type.shape.dim[axis]
             if not dim.HasField("dim_value"):
-                dim.dim_param = f"{node.output[0]}, cut along {axis}"
+                dim.dim_param = f"{MADE_UP}{node.output[0]}, cut along {axis}"
         pinned = True
     return pinned
 

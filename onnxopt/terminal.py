@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onnxopt.inspection import Comparison, Costs, Inspection
     from onnxopt.recipes.catalogue import Entry, RecipeEntry
     from onnxopt.run_report import RunReport
-    from onnxopt.search.sensitivity import PruningSensitivity, Sensitivity
+    from onnxopt.search.sensitivity import LowRankSensitivity, PruningSensitivity, Sensitivity
 
 _WIDTH = 160
 """Columns where the output is not a terminal."""
@@ -209,6 +209,24 @@ def show_pruning_sensitivity(found: Sequence[PruningSensitivity]) -> None:
             for e in found
         ),
     )
+
+
+def show_low_rank_sensitivity(found: Sequence[LowRankSensitivity]) -> None:
+    """What each layer gains and harms in two factors."""
+    screen = _Screen()
+    if not found:
+        screen.line("No layer has a constant weight that two factors of lower rank would make smaller.")
+        return
+    screen.table(
+        ("layer", "rank", "MACs", "µs", "split", "lost", "alone"),
+        (
+            (
+                e.node, str(e.rank), f"{e.macs:.0%}", f"{e.whole_us:.1f}", f"{e.split_us:.1f}", f"{e.lost:.2%}",
+                _decibels(e.sqnr_db),
+            )
+            for e in found
+        ),
+    )  # fmt: skip
 
 
 def show_catalogue(found: dict[str, list[Any]] | Entry | RecipeEntry) -> None:

@@ -127,8 +127,8 @@ def _shapes(model: ir.Model, feeds: Feeds) -> dict[str | None, tuple[int, ...]]:
 
 def _mask(value: ir.Value, masks: Sequence[np.ndarray[Any, Any]], editor: Editor) -> None:
     """Let all readers of a value read zeros where one of the masks says so."""
-    node, dtype = value.producer(), editor.dtype(value)
-    assert node is not None and node.graph is not None and dtype is not None  # noqa: PT018
+    node, dtype = value.producer(), editor.dtype(value) or ir.DataType.FLOAT  # None: inference does not know it
+    assert node is not None and node.graph is not None  # noqa: PT018
     readers, last = [*value.uses()], value
     zero = editor.add_constant(node, np.zeros((), dtype.numpy()), "zero")
     for mask in masks:

@@ -70,7 +70,7 @@ def test_tables_show_loss_and_with_v_the_facts(cli: CommandLine) -> None:
     answer = cli(*OPTIMIZE, "--data", "data.npz", "-v")
     lines = answer.out.splitlines()
     (line,) = (line for line in lines if line.startswith("round: SQNR y "))
-    assert "same argmax of y " in line
+    assert "agreement of y " in line
     assert "accuracy of y " in line
     assert line.endswith("(on 30 samples)")
     (row,) = (line.split() for line in lines if "tenths" in line and "rounded" not in line)

@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxopt.channels._axes import Axes, Axis, Fixed, Keep, Slices, Unit
+from onnxopt.channels._axes import Axes, Axis, Fixed, Keep, Slices, Unit, slices_of
+from onnxopt.channels._dims import learn_dims
 from onnxopt.channels._walk import walk
 from onnxopt.errors import OptionError
 from onnxopt.graph import Editor, constant_tensor, label
-from onnxopt.shape_values import ShapeValues
 from onnxopt.shapes import Facts
 
 __all__ = ["ChannelGraph", "Group", "Member", "Slices", "Unit", "kept"]
@@ -91,7 +91,7 @@ class ChannelGraph:
         ``unit``: where a Reshape splits channels into heads, whether a channel of each head goes or a whole head.
         """
         self._editor = editor
-        ShapeValues(editor)  # which tells the editor what shapes are computed, so that rules know more sizes
+        learn_dims(editor)
         choices: dict[ir.Node, int] = {}
         whys: dict[ir.Node, dict[str, None]] = {}
         while True:
@@ -343,8 +343,9 @@ def _declare(value: ir.Value, found: Sequence[Axis], keep: Keep) -> None:
     """Let the declared shape of a value say what is left of its axes."""
     if value.shape is None or len(value.shape) != len(found):
         return
-    dims = list(value.shape)
+    dims: list[int | ir.SymbolicDim | None] = list(value.shape)
     for at, axis in enumerate(found):
-        if not isinstance(axis, Fixed) and isinstance(dims[at], int):
-            dims[at] = int(keep(axis).sum())
+        mask = keep(slices_of(axis))
+        if isinstance(dims[at], int) and not mask.all():
+            dims[at] = None if isinstance(axis, Fixed) else int(mask.sum())
     value.shape = ir.Shape(dims)  # a new one: shapes of a model that was read are frozen

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxopt.graph import Editor, attribute, constant_tensor, label
+from onnxopt.graph import Editor, constant_tensor, label
 
 Slices = npt.NDArray[np.int64]
 Keep = Callable[[Slices], npt.NDArray[np.bool_]]
@@ -28,6 +28,21 @@ class Fixed:
     """An axis from which no slice can be removed, and why."""
 
     why: str
+
+
+@dataclass(frozen=True, eq=False)
+class Repeated(Fixed):
+    """An axis whose size is not known, but that the same slices are repeated along it.
+
+    So are the channels of a group under (groups, channels · places), and heads under (samples · heads). To a rule
+    that does not know of these it is an axis from which nothing can be removed.
+    """
+
+    row: Slices
+    outer: bool
+    """Whether the whole row comes again and again."""
+    inner: bool
+    """Whether each of its slices comes several times in turn."""
 
 
 Axis = Slices | Fixed
@@ -122,6 +137,12 @@ class Axes:
     def tie(self, *axes: Axis) -> Axis:
         """These axes have the same slices; returns one of them."""
         whole = [axis for axis in axes if axis is not SINGLE]
+        rows = [axis for axis in whole if isinstance(axis, Repeated)]
+        if rows and len(rows) == len(whole) and len({(len(r.row), r.outer, r.inner) for r in rows}) == 1:
+            self.ties += [(rows[0].row, other.row) for other in rows[1:]]
+            return rows[0]
+        for each in rows:
+            self.freeze(each, each.why)
         fixed = [axis for axis in whole if isinstance(axis, Fixed)]
         slices = [axis for axis in whole if not isinstance(axis, Fixed)]
         if fixed or not slices or any(len(axis) != len(slices[0]) for axis in slices):
@@ -142,8 +163,9 @@ class Axes:
 
     def freeze(self, axis: Axis, why: str) -> None:
         """No slice of this axis can be removed."""
-        if not isinstance(axis, Fixed) and axis.size:
-            self.frozen.append((axis.reshape(-1), why))
+        slices = slices_of(axis)
+        if slices.size:
+            self.frozen.append((slices, why))
 
     def freeze_all(self, values: Iterable[ir.Value | None], why: str) -> None:
         """No slice of any axis of these values can be removed."""
@@ -160,12 +182,11 @@ class Axes:
 
     def blur(self, axis: Axis) -> None:
         """Note that what is computed of the other slices changes when some are removed."""
-        if not isinstance(axis, Fixed):
-            self.inexact.append(axis)
+        self.inexact.append(slices_of(axis))
 
     def attends(self, node: ir.Node, axis: Axis) -> None:
         """Note that ``node`` multiplies activations, slice by slice of this axis."""
-        self.heads.append((node, axis))
+        self.heads.append((node, axis.row if isinstance(axis, Repeated) else axis))
 
     def choose(self, node: ir.Node, ways: int, slices: Slices) -> int:
         """Which of several ways to read ``node`` is to be taken, if that matters to ``slices``."""
@@ -173,63 +194,12 @@ class Axes:
             self.options[node] = (ways, slices.reshape(-1))
         return self._choices.get(node, 0) % ways
 
-    # -- what is to be done on removal -------------------------------------------------------------------
 
-    def resize(self, node: ir.Node, at: int, sizes: dict[int, Axis]) -> None:
-        """The input ``at`` of ``node`` is a shape, whose entries for these axes follow the slices that stay."""
-        counted = self._counted(node, sizes, self.editor.constant(node.inputs[at]) is None)
-        if counted:
-            self.removals.append(lambda keep: set_entries(node, at, _sizes(counted, keep), self.editor))
-
-    def pin(self, node: ir.Node, sizes: dict[int, Axis]) -> None:
-        """What is computed of the sizes that ``node`` reads is to go on with those of before."""
-        counted = self._counted(node, sizes, True)
-
-        def update(keep: Keep) -> None:
-            changed = {entry: len(counted[entry]) for entry in _sizes(counted, keep)}
-            if changed:
-                attributes = {name: attribute(node, name) for name in ("start", "end")}
-                read = self.editor.insert(node, "Shape", node.inputs, attributes)
-                self.editor.take_over(node.outputs[0], put_entries(node, read, changed, self.editor))
-                self.editor.remove(node)
-
-        if counted:
-            self.removals.append(update)
-
-    def _counted(self, node: ir.Node, sizes: dict[int, Axis], computed: bool) -> dict[int, Slices]:
-        counted = {entry: axis for entry, axis in sizes.items() if not isinstance(axis, Fixed)}
-        if counted and computed and self.editor.opset(node) < 11:
-            raise Unfollowed("sizes are computed at run time: raise the opset to 11 or more")
-        return counted
-
-
-def _sizes(axes: dict[int, Slices], keep: Keep) -> dict[int, int]:
-    return {entry: int(keep(axis).sum()) for entry, axis in axes.items() if not keep(axis).all()}
-
-
-def set_entries(node: ir.Node, at: int, entries: dict[int, int], editor: Editor) -> None:
-    """Give the vector that is the input ``at`` of ``node`` these entries, unless they say 'as is' or 'the rest'."""
-    vector = node.inputs[at]
-    if not entries or vector is None:
-        return
-    known = editor.constant(vector)
-    if known is None:
-        changed = put_entries(node, vector, entries, editor)
-    else:
-        array = known.copy()
-        for entry, count in entries.items():
-            if array[entry] > 0:
-                array[entry] = count
-        changed = editor.add_constant(node, array, vector.name or "shape")
-    node.replace_input_with(at, changed)
-
-
-def put_entries(node: ir.Node, vector: ir.Value, entries: dict[int, int], editor: Editor) -> ir.Value:
-    """The vector with these entries in place of its own, computed in front of ``node``."""
-    dtype = editor.dtype(vector) or ir.DataType.INT64
-    index = editor.add_constant(node, np.array(list(entries), dtype=np.int64), f"{vector.name}_entries")
-    sizes = editor.add_constant(node, np.array(list(entries.values()), dtype=dtype.numpy()), f"{vector.name}_sizes")
-    return editor.insert(node, "ScatterElements", [vector, index, sizes], name="")
+def slices_of(axis: Axis) -> Slices:
+    """All slices that are along an axis."""
+    if isinstance(axis, Repeated):
+        return axis.row
+    return np.empty(0, dtype=np.int64) if isinstance(axis, Fixed) else axis.reshape(-1)
 
 
 def ints(axes: Axes, node: ir.Node, at: int) -> list[int] | None:
@@ -244,6 +214,17 @@ def ints(axes: Axes, node: ir.Node, at: int) -> list[int] | None:
     if array is None:
         raise Unfollowed(f"its input {value.name!r} is computed at run time")
     return [int(x) for x in array.reshape(-1)]
+
+
+def follow_count(node: ir.Node, name: str, axis: Axis, axes: Axes) -> None:
+    """The attribute ``name`` is the number of these slices."""
+    if isinstance(axis, Fixed):
+        return
+
+    def update(keep: Keep) -> None:
+        node.attributes[name] = ir.AttrInt64(name, int(keep(axis).sum()))
+
+    axes.removals.append(update)
 
 
 def positive(axis: int, rank: int) -> int:

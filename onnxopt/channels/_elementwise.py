@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxopt.channels._axes import SINGLE, Axes, Axis, Fixed, Unfollowed, aligned, ints, positive, said
+from onnxopt.channels._sizes import pin
 from onnxopt.graph import attribute
 
 ELEMENTWISE = frozenset(
@@ -38,9 +39,10 @@ def elementwise(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     """All operands have the slices that the output has."""
     if attribute(node, "broadcast", 0):
         raise Unfollowed("it broadcasts as up to opset 6")
-    count = 1 if node.op_type == "CastLike" else len(node.inputs)
-    operands = aligned([axes.of(value) for value in node.inputs[:count] if value is not None])
-    return [[axes.tie(*parts) for parts in zip(*operands, strict=True)]]
+    operands = [axes.of(value) for value in node.inputs if value is not None]
+    if node.op_type == "CastLike":  # which takes no more than the type of the other
+        return operands[:1]
+    return [[axes.tie(*parts) for parts in zip(*aligned(operands), strict=True)]]
 
 
 def dropout(node: ir.Node, axes: Axes) -> list[list[Axis]]:
@@ -112,7 +114,7 @@ def shape(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     """Sizes are read, not slices. What is computed of them at run time goes on with those of before."""
     first, last = attribute(node, "start", 0), attribute(node, "end")
     x = dict(enumerate(axes.of(node.inputs[0])[first:last]))
-    axes.pin(node, x)
+    pin(node, x, axes)
     return [[Fixed("it counts axes")]]
 
 

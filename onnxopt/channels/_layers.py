@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxopt.channels._axes import SINGLE, Axes, Axis, Fixed, Keep, Slices, Unfollowed, aligned, positive, said
+from onnxopt.channels._axes import (
+    SINGLE,
+    Axes,
+    Axis,
+    Fixed,
+    Slices,
+    Unfollowed,
+    aligned,
+    follow_count,
+    positive,
+    said,
+)
 from onnxopt.channels._elementwise import spatial
 from onnxopt.graph import attribute
 
@@ -42,7 +53,7 @@ def _groups(node: ir.Node, x: Slices, w: list[Axis], groups: int, axes: Axes) ->
     made, read = w[0].reshape(groups, -1), x.reshape(groups, -1)
     if read.shape[1] == 1 or made.shape[1] == 1 or axes.choose(node, 2, x) == 1:
         whole = axes.tie(axes.join(made, 1), axes.join(read, 1))
-        _follow(node, "group", whole, axes)
+        follow_count(node, "group", whole, axes)
         axes.freeze(w[1], said(node, "only whole groups are removed"))
     else:
         axes.join(made, 0)
@@ -62,19 +73,8 @@ def _transposed_groups(node: ir.Node, x: Slices, w: list[Axis], groups: int, axe
     whole = axes.join(x.reshape(groups, -1), 1)
     axes.tie(whole, axes.join(out.reshape(groups, -1), 1))
     axes.freeze(w[1], said(node, "it is shared by all groups"))
-    _follow(node, "group", whole, axes)
+    follow_count(node, "group", whole, axes)
     return out
-
-
-def _follow(node: ir.Node, name: str, axis: Axis, axes: Axes) -> None:
-    """The attribute ``name`` is the number of these slices."""
-    if isinstance(axis, Fixed):
-        return
-
-    def update(keep: Keep) -> None:
-        node.attributes[name] = ir.AttrInt64(name, int(keep(axis).sum()))
-
-    axes.removals.append(update)
 
 
 def gemm(node: ir.Node, axes: Axes) -> list[list[Axis]]:
@@ -168,25 +168,28 @@ def layer_norm(node: ir.Node, axes: Axes) -> list[list[Axis]]:
 
 
 def group_norm(node: ir.Node, axes: Axes) -> list[list[Axis]]:
-    """Statistics go over the channels of a group: every group loses the same ones."""
+    """Statistics go over the channels of a group: every group loses the same ones, or whole groups go."""
     x = list(axes.of(node.inputs[0]))
     groups = attribute(node, "num_groups")
     for axis in x[2:]:
         axes.blur(axis)
+    parameters = [axes.of(value)[0] for value in node.inputs[1:]]
     if isinstance(x[1], Fixed):
-        for value in node.inputs[1:]:
-            axes.tie(x[1], axes.of(value)[0])
+        axes.tie(x[1], *parameters)
         return [x]
-    each = axes.join(x[1].reshape(groups, -1), 0)
-    axes.blur(each)
-    if len(each) == 1 and groups > 1:
-        axes.freeze(each, said(node, "each group is one channel"))
-    for value in node.inputs[1:]:
-        parameter = axes.of(value)[0]
-        if axes.dims(value)[0] == groups != len(x[1]):
-            axes.freeze(parameter, said(node, "it has one entry a group"))
-        else:
+    grid, whole = x[1].reshape(groups, -1), None
+    if groups > 1 and (grid.shape[1] == 1 or axes.choose(node, 2, x[1]) == 1):
+        whole = axes.join(grid, 1)
+        follow_count(node, "num_groups", whole, axes)
+    else:
+        axes.blur(axes.join(grid, 0))
+    for parameter in parameters:
+        if isinstance(parameter, Fixed) or len(parameter) == len(x[1]):
             axes.tie(x[1], parameter)
+        elif whole is not None:
+            axes.tie(whole, parameter)
+        else:
+            axes.freeze(parameter, said(node, "it has one entry a group"))
     return [x]
 
 
@@ -222,38 +225,8 @@ def recurrent(node: ir.Node, axes: Axes) -> list[list[Axis]]:
         axes.tie(samples, axes.of(inputs[4])[0])
     for axis in directions:
         axes.freeze(axis, said(node, "this axis counts directions"))
-    _follow(node, "hidden_size", hidden, axes)
+    follow_count(node, "hidden_size", hidden, axes)
     made = Fixed(said(node, "this axis counts directions"))
     if attribute(node, "layout", 0):
         return [[x[0], x[1], made, hidden], *([x[0], made, hidden] for _ in node.outputs[1:])]
     return [[x[0], made, x[1], hidden], *([made, x[1], hidden] for _ in node.outputs[1:])]
-
-
-def attention(node: ir.Node, axes: Axes) -> list[list[Axis]]:
-    """Attention of four-dimensional queries, keys and values: (samples, heads, places, features)."""
-    if len(node.outputs) > 1 or any(value is not None for value in node.inputs[4:]):
-        raise Unfollowed("it keeps keys and values of before")
-    q, k, v = (axes.of(value) for value in node.inputs[:3])
-    if len(q) != 4:
-        raise Unfollowed("its heads are not an axis of their own")
-    axes.tie(q[3], k[3])
-    for axis in (q[2], k[2], v[2]):
-        axes.freeze(axis, said(node, "every place looks at every other"))
-    samples, heads = axes.tie(q[0], k[0], v[0]), _with_keys(q[1], axes.tie(k[1], v[1]), axes)
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
-        mask, _ = aligned([axes.of(node.inputs[3]), q])
-        samples, heads = axes.tie(samples, mask[0]), axes.tie(heads, mask[1])
-        for axis in mask[2:]:
-            axes.freeze(axis, said(node, "every place looks at every other"))
-    if attribute(node, "scale") is None:
-        axes.blur(q[3])
-    axes.attends(node, heads)
-    return [[samples, heads, q[2], v[3]]]
-
-
-def _with_keys(queries: Axis, keys: Axis, axes: Axes) -> Axis:
-    """The heads of queries, of which neighbours may share a key: they go with it."""
-    if isinstance(queries, Fixed) or isinstance(keys, Fixed) or len(queries) == len(keys):
-        return queries if keys is SINGLE else axes.tie(queries, keys)
-    axes.tie(axes.join(queries.reshape(len(keys), -1), 1), keys)
-    return queries

@@ -21,6 +21,7 @@ from onnxopt.channels._axes import (
     positive,
     said,
 )
+from onnxopt.channels._sizes import resize_shape
 from onnxopt.graph import attribute
 
 
@@ -259,7 +260,8 @@ def expand(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     for axis, dim in zip(x, dims, strict=True):
         free = axis is SINGLE and dim != 1
         out.append(axis if not free else axes.fresh(dim) if isinstance(dim, int) else Fixed("its size is not known"))
-    axes.resize(node, 1, {at - len(dims) + rank: axis for at, axis in enumerate(out) if at >= len(dims) - rank})
+    first = len(dims) - rank
+    resize_shape(node, 1, {at - first: axis for at, axis in enumerate(out) if at >= first}, axes)
     return [out]
 
 
@@ -269,7 +271,7 @@ def constant_of_shape(node: ir.Node, axes: Axes) -> list[list[Axis]]:
         axes.fresh(dim) if isinstance(dim, int) else Fixed("its size is not known")
         for dim in axes.dims(node.outputs[0])
     ]
-    axes.resize(node, 0, dict(enumerate(out)))
+    resize_shape(node, 0, dict(enumerate(out)), axes)
     return [out]
 
 
@@ -291,7 +293,7 @@ def tile(node: ir.Node, axes: Axes) -> list[list[Axis]]:
             x[at] = Fixed(said(node, "how often it repeats is computed at run time"))
         elif not isinstance(axis, Fixed) and repeats is not None:
             x[at] = np.tile(axis, repeats[at])
-    axes.resize(node, 1, grown)
+    resize_shape(node, 1, grown, axes)
     return [x]
 
 
@@ -309,7 +311,7 @@ def resize(node: ir.Node, axes: Axes) -> list[list[Axis]]:
         else:
             kept[at if over is None else list(over).index(at) if at in over else -1] = x[at]
     if len(node.inputs) > 3 and node.inputs[3] is not None:
-        axes.resize(node, 3, {entry: axis for entry, axis in kept.items() if entry >= 0})
+        resize_shape(node, 3, {entry: axis for entry, axis in kept.items() if entry >= 0}, axes)
     return [x]
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.channels._axes import SINGLE, Axes, Axis, Fixed, Slices, Unfollowed, positive, said
+from onnxopt.channels._axes import SINGLE, Axes, Axis, Fixed, Repeated, Slices, Unfollowed, positive, said
+from onnxopt.channels._sizes import resize_shape
 from onnxopt.graph import attribute
 from onnxopt.shapes import Dim
 
@@ -36,7 +37,8 @@ class Factor:
 def factors(before: Sequence[Dim], after: Sequence[Dim]) -> list[Factor]:
     """The common factors of two shapes with the same elements, in order.
 
-    Dims that are not known stop the search from the left and from the right; what lies between is left open.
+    Dims that are not known stop the search from the left and from the right. Where a single axis lies between, it is
+    the product of all that lies there on the other side; else that is left open.
     """
     left, begin_in, begin_out, rest_in, rest_out = _from_left(list(before), list(after))
     middle_in, middle_out = list(before[begin_in:]), list(after[begin_out:])
@@ -44,12 +46,27 @@ def factors(before: Sequence[Dim], after: Sequence[Dim]) -> list[Factor]:
         middle_in[0] = rest_in
     if middle_out and rest_out:
         middle_out[0] = rest_out
-    right, end_in, end_out, *_ = _from_left(middle_in[::-1], middle_out[::-1])
+    right, end_in, end_out, rest_in, rest_out = _from_left(middle_in[::-1], middle_out[::-1])
     found = left + [Factor(f.size, _flip(f.source, len(before)), _flip(f.target, len(after))) for f in reversed(right)]
-    open_in = [begin_in + at for at in range(len(middle_in) - end_in)]
-    open_out = [begin_out + at for at in range(len(middle_out) - end_out)]
-    between = [Factor(None, at, None) for at in open_in] + [Factor(None, None, at) for at in open_out]
+    open_in, open_out = middle_in[: len(middle_in) - end_in], middle_out[: len(middle_out) - end_out]
+    if open_in and rest_in:
+        open_in[-1] = rest_in
+    if open_out and rest_out:
+        open_out[-1] = rest_out
+    sources, targets = ([*enumerate(open_, begin)] for open_, begin in ((open_in, begin_in), (open_out, begin_out)))
+    if len(sources) == 1 and targets:
+        between = [Factor(_number(dim), sources[0][0], at) for at, dim in targets]
+        if len(targets) == 1:
+            between = [Factor(_number(sources[0][1]) or _number(targets[0][1]), sources[0][0], targets[0][0])]
+    elif len(targets) == 1 and sources:
+        between = [Factor(_number(dim), at, targets[0][0]) for at, dim in sources]
+    else:
+        between = [Factor(None, at, None) for at, _ in sources] + [Factor(None, None, at) for at, _ in targets]
     return found[: len(left)] + between + found[len(left) :]
+
+
+def _number(dim: Dim) -> int | None:
+    return dim if isinstance(dim, int) else None
 
 
 def _flip(at: int | None, count: int) -> int | None:
@@ -98,8 +115,8 @@ def reshape(node: ir.Node, axes: Axes) -> list[list[Axis]]:
     source, target = node.inputs[0], node.outputs[0]
     out = follow(node, axes.of(source), axes.dims(source), _dims_for_readers(target, axes), axes)
     if node.op_type == "Reshape" and len(node.inputs) > 1:
-        axes.resize(node, 1, dict(enumerate(out)))
-    elif node.op_type == "Reshape" and any(isinstance(axis, np.ndarray) for axis in out):
+        resize_shape(node, 1, dict(enumerate(out)), axes)
+    elif node.op_type == "Reshape" and any(isinstance(axis, np.ndarray | Repeated) for axis in out):
         raise Unfollowed("its shape is an attribute: raise the opset to 5 or more")
     return [out]
 
@@ -132,27 +149,47 @@ def _product(dims: Sequence[Dim]) -> Dim:
 
 def follow(node: ir.Node, x: list[Axis], before: Sequence[Dim], after: Sequence[Dim], axes: Axes) -> list[Axis]:
     """The axes of the output of a node that leaves all elements in their order."""
-    before = [dim if isinstance(axis, Fixed) else len(axis) for axis, dim in zip(x, before, strict=True)]
-    found = factors(before, after)
+    x, sizes, origins = _parts(x, before)
+    found = factors(sizes, after)
     live: dict[int, Slices] = {}  # factor → its slices
     for at, axis in enumerate(x):
         if isinstance(axis, Fixed):
             continue
         own = [f for f, factor in enumerate(found) if factor.source == at and factor.size != 1]
         ways = [f for f in own if found[f].target is not None]
-        sizes = [found[f].size for f in own]
-        if not ways or sizes.count(None) > 1:
-            axes.freeze(axis, said(node, f"what becomes of the axis {at} of its input cannot be told"))
+        split = [found[f].size for f in own]
+        if not ways or split.count(None) > 1:
+            axes.freeze(axis, said(node, f"what becomes of the axis {origins[at]} of its input cannot be told"))
             continue
-        known = math.prod(size for size in sizes if size is not None)
-        grid = axis.reshape([len(axis) // known if size is None else size for size in sizes])
+        grid = axis.reshape([-1 if size is None else size for size in split])
         order = ways[::-1] if axes.unit == "channel" else [*ways[-2::-1], ways[-1]]
-        taken = order[axes.choose(node, len(order), axis)]
+        chosen = axes.choose(node, len(order), axis)
+        given = [way for way in order if _is_given(grid, own.index(way))]
+        taken = given[0] if given and not chosen else order[chosen]
         for along in range(len(own) - 1, -1, -1):
             if own[along] != taken:
                 grid = axes.join(grid, along)
         live[taken] = grid
     return [_target(node, at, found, live, x, after, axes) for at in range(len(after))]
+
+
+def _is_given(grid: Slices, along: int) -> bool:
+    """Whether the slices differ only along one factor: then nothing is lost if they go by that."""
+    others = tuple(axis for axis in range(grid.ndim) if axis != along)
+    return bool((grid == grid.min(others, keepdims=True)).all())
+
+
+def _parts(x: list[Axis], before: Sequence[Dim]) -> tuple[list[Axis], list[Dim], list[int]]:
+    """The axes and sizes with those that repeat slices taken apart, and of which axis each is a part."""
+    parts: list[tuple[Axis, Dim, int]] = []
+    for at, (axis, dim) in enumerate(zip(x, before, strict=True)):
+        if isinstance(axis, Repeated):
+            parts += [(Fixed(axis.why), None, at)] * axis.outer
+            parts.append((axis.row, len(axis.row), at))
+            parts += [(Fixed(axis.why), None, at)] * axis.inner
+        else:
+            parts.append((axis, dim if isinstance(axis, Fixed) else len(axis), at))
+    return [axis for axis, _, _ in parts], [dim for _, dim, _ in parts], [at for _, _, at in parts]
 
 
 def _target(
@@ -171,13 +208,15 @@ def _target(
     if not alive:
         whys = [x[s].why for f in own if (s := found[f].source) is not None and isinstance(x[s], Fixed)]  # type: ignore[union-attr]
         return Fixed(whys[0] if whys else said(node, "it splits what is removed as a whole"))
-    if any(found[f].size is None for f in own):
-        why = said(node, "a size is not known")
-        for f in alive:
-            axes.freeze(live[f], why)
-        return Fixed(why)
     for f in alive[1:]:  # as where keys are repeated for the queries that share them: (keys, times) become one
         axes.freeze(live[f], said(node, "it becomes one with an axis of which slices can be removed"))
-    shape = [found[f].size or 1 for f in own]
-    grid = live[alive[0]].reshape([size if f == alive[0] else 1 for f, size in zip(own, shape, strict=True)])
-    return np.broadcast_to(grid, shape).reshape(-1)
+    known = [size if (size := found[f].size) is not None else len(live[f]) if f in live else None for f in own]
+    here = own.index(alive[0])
+    begin = max((i + 1 for i in range(here) if known[i] is None), default=0)
+    end = min((i for i in range(here, len(own)) if known[i] is None), default=len(own))
+    shape = [size or 1 for size in known[begin:end]]
+    grid = live[alive[0]].reshape([size if i == here else 1 for i, size in enumerate(shape, begin)])
+    row = np.broadcast_to(grid, shape).reshape(-1)
+    if end - begin == len(own):
+        return row
+    return Repeated(said(node, "a size is not known"), row, outer=begin > 0, inner=end < len(own))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.channels import _bodies, _elementwise, _layers, _moves, _reshape
-from onnxopt.channels._axes import SINGLE, Axes, Axis, Fixed, Unfollowed, said
+from onnxopt.channels import _attention, _bodies, _elementwise, _indexed, _layers, _moves, _reshape
+from onnxopt.channels._axes import SINGLE, Axes, Axis, Fixed, Repeated, Unfollowed, said
 from onnxopt.graph import bodies
 from onnxopt.shapes import Dim
 
@@ -41,7 +41,8 @@ _RULES: dict[str, Rule] = {
     "LSTM": _layers.recurrent,
     "GRU": _layers.recurrent,
     "RNN": _layers.recurrent,
-    "Attention": _layers.attention,
+    "Attention": _attention.attention,
+    "RotaryEmbedding": _attention.rotary,
     "Transpose": _moves.transpose,
     "Squeeze": _moves.squeeze,
     "Unsqueeze": _moves.unsqueeze,
@@ -57,15 +58,36 @@ _RULES: dict[str, Rule] = {
     "Upsample": _moves.resize,
     "DepthToSpace": _moves.depth_to_space,
     "SpaceToDepth": _moves.space_to_depth,
+    "GridSample": _indexed.grid_sample,
+    "RoiAlign": _indexed.pool_of_regions,
+    "MaxRoiPool": _indexed.pool_of_regions,
+    "ReverseSequence": _indexed.reverse_sequence,
+    "Trilu": _indexed.triangle,
+    "Compress": _indexed.compress,
+    "GatherElements": _indexed.gather_elements,
+    "ScatterElements": _indexed.scatter_elements,
+    "GatherND": _indexed.gather_nd,
+    "ScatterND": _indexed.scatter_nd,
     "Reshape": _reshape.reshape,
     "Flatten": _reshape.flatten,
 }
-_OF_MICROSOFT = frozenset(
-    """
-    BiasGelu FastGelu QuickGelu SkipLayerNormalization SkipSimplifiedLayerNormalization
-    SimplifiedLayerNormalization QuantizeLinear DequantizeLinear
-    """.split()  # noqa: SIM905
-)
+_OF_MICROSOFT: dict[str, Rule] = {
+    **dict.fromkeys(("BiasGelu", "FastGelu", "QuickGelu"), _elementwise.elementwise),
+    "SkipLayerNormalization": _layers.layer_norm,
+    "SkipSimplifiedLayerNormalization": _layers.layer_norm,
+    "SimplifiedLayerNormalization": _layers.layer_norm,
+    "QuantizeLinear": _elementwise.dequantize,
+    "DequantizeLinear": _elementwise.dequantize,
+    "Attention": _attention.self_attention,
+    "MultiHeadAttention": _attention.multi_head_attention,
+    "GroupQueryAttention": _attention.grouped_attention,
+    "RotaryEmbedding": _attention.rotary,
+}
+_REPEATED = {
+    *("Dropout", "Gemm", "InstanceNormalization", "MatMul", "Reshape", "Shape", "Softmax", "Squeeze", "Transpose"),
+    *("Unsqueeze", *_elementwise.ELEMENTWISE, *_elementwise.REDUCTIONS),
+}
+"""Operators whose rules allow for axes of unknown size along which slices are repeated."""
 _WITH_BODIES = {"If": _bodies.if_, "Loop": _bodies.loop, "Scan": _bodies.scan}
 
 
@@ -76,6 +98,10 @@ def walk(graph: ir.Graph, axes: Axes) -> None:
             continue
         if node.inputs and all(value is None or axes.is_weight(value) for value in node.inputs):
             axes.derived.update(node.outputs)
+        if node.op_type not in _REPEATED:
+            for axis in (axis for value in node.inputs if value is not None for axis in axes.computed.get(value, ())):
+                if isinstance(axis, Repeated):
+                    axes.freeze(axis, axis.why)
         seen: set[ir.Value] = set()
         axes.seen = seen
         try:
@@ -99,7 +125,7 @@ def _follow(node: ir.Node, axes: Axes) -> list[list[Axis]]:
             return _WITH_BODIES[node.op_type](node, axes, lambda body: walk(body, axes))
         rule = _RULES.get(node.op_type)
     else:
-        rule = _RULES.get(node.op_type) if node.domain == "com.microsoft" and node.op_type in _OF_MICROSOFT else None
+        rule = _OF_MICROSOFT.get(node.op_type) if node.domain == "com.microsoft" else None
     if rule is None:
         raise Unfollowed("no rule says which slices of this operator go together")
     try:

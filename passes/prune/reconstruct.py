@@ -67,7 +67,7 @@ class Reconstruct(Pass):
         if context.data is None:
             shift_biases(found, context, log)
             return log.report()
-        samples = _halves(context)
+        samples = halves(context)
         if samples is None:
             log.refused("model", "one sample is too few: some to fit to and others to judge by are needed")
             return log.report()
@@ -125,7 +125,7 @@ def _best(refit: Refit, fitted: Moments, held_out: Moments, old: Array) -> Array
     return found[int(np.argmin([held_out.error(each) for each in found]))]
 
 
-def _halves(context: Context) -> tuple[Dataset, Dataset] | None:
+def halves(context: Context) -> tuple[Dataset, Dataset] | None:
     """Samples to fit to, and others to judge by, if there are."""
     data, judge = context.data, context.evaluation
     assert data is not None

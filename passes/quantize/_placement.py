@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import onnx_ir as ir
@@ -25,7 +25,6 @@ from onnxopt.graph import Editor
 from onnxopt.kernels import by_place, kernel_times, mark, places
 from onnxopt.passes.quantize._budget import Budget
 from onnxopt.passes.quantize._candidates import unmoved
-from onnxopt.passes.quantize._choices import Choice
 from onnxopt.passes.quantize._cut import Border, Kernel, cheapest
 from onnxopt.passes.quantize._judge import Judge
 from onnxopt.passes.quantize._plan import Plan
@@ -52,6 +51,24 @@ _TIE = 0.05
 """Kernels whose times in both forms differ by less than this share are as fast, as far as one can tell."""
 _AS_FAST = 1.03
 """Of models within this factor of the fastest the nearest to the float model is taken."""
+
+
+@dataclass
+class Choice:
+    """What was chosen, and what was learnt on the way."""
+
+    nodes: frozenset[str] = frozenset()
+    ratio: Ratio | None = None
+    """The time of the model with ``nodes`` over that of the float model; if these are none, that of the fastest
+    which was not good enough."""
+    sqnr: float | None = None
+    """Of the output that suffers most, in dB, if that was measured."""
+    times: dict[str, Kernel] = field(default_factory=dict)
+    """Seconds of each node in both forms."""
+    harm: dict[str, float] = field(default_factory=dict)
+    """The noise that a node makes alone, in units of the signal, if that was measured."""
+    reason: str = ""
+    """Why nothing was chosen."""
 
 
 @dataclass

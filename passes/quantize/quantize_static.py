@@ -23,17 +23,16 @@ from typing import Any, ClassVar, Literal
 import ml_dtypes
 import numpy as np
 
+from onnxopt import choices
 from onnxopt.errors import OptionError
 from onnxopt.graph import Editor
 from onnxopt.pass_base import Context, Log, Pass, Report
 from onnxopt.passes.cleanup.convert_opset import ConvertOpset
-from onnxopt.passes.quantize import _choices
 from onnxopt.passes.quantize._budget import Budget, judges
 from onnxopt.passes.quantize._calibrate import Calibrated, Calibration, ranges_of
 from onnxopt.passes.quantize._candidates import Settings, candidates, default_nodes
-from onnxopt.passes.quantize._choices import Choice
 from onnxopt.passes.quantize._grid import integer_limits
-from onnxopt.passes.quantize._placement import Placement
+from onnxopt.passes.quantize._placement import Choice, Placement
 from onnxopt.passes.quantize._plan import Plan, plan
 from onnxopt.passes.quantize._qdq import Weights, activation_grids, apply
 from onnxopt.passes.quantize._ranges import METHODS, Method
@@ -248,13 +247,13 @@ class _Work:
         """The nodes that are worth it, by measurement."""
         if not self.everything.nodes:
             return Choice()
-        name = _choices.key(self._pass, self._context, *sorted(self.everything.nodes))
-        found = _choices.recall(name)
+        name = choices.key(self._pass, self._context, *sorted(self.everything.nodes))
+        found = choices.recall(name, Choice)
         if found is None:
             if self._context.on_progress is not None:
                 self._context.on_progress("measuring where integers pay")
             found = self.placement().choose(self.everything, self.found, self.default)
-            _choices.remember(name, found)
+            choices.remember(name, found)
         return found
 
     def placement(self) -> Placement:

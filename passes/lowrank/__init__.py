@@ -1,0 +1,1 @@
+"""Passes that write one layer as several thin ones."""

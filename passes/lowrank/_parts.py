@@ -1,0 +1,166 @@
+"""What is known of the layers of a model that may be split, and what each loses in a form.
+
+Known are the moments of what a layer reads and gives, on samples to fit to and on others to judge by. Without data
+there is the weight alone, and what is lost is a share of its squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.data import Dataset
+from onnxopt.pass_base import Context, Log
+from onnxopt.passes.lowrank._forms import Form, Method, forms, macs
+from onnxopt.passes.lowrank._layers import Splittable
+from onnxopt.passes.lowrank._methods import factorized
+from onnxopt.passes.lowrank._stages import Stage, composed
+from onnxopt.passes.lowrank._svd import Array, Problem
+from onnxopt.passes.prune._cross_grams import Pair, reading
+from onnxopt.passes.prune._least_squares import Moments
+
+_DAMPINGS = (1e-4, 1e-2, 0.1, 1.0)
+"""Penalties to try, in units of the mean diagonal of ``XᵀX``."""
+
+
+@dataclass
+class Chosen:
+    """What becomes of a layer."""
+
+    form: Form | None = None
+    seconds: tuple[float, float] | None = None
+    """Of the layer as it was, and split."""
+    reason: str = ""
+    """Why it stays whole."""
+
+
+@dataclass(eq=False)
+class Part:
+    """A layer that may be split, what is known of it, and what becomes of it."""
+
+    layer: Splittable
+    fitted: list[Problem]
+    """What each group gives in the model as it is,"""
+    judged: list[Problem]
+    """and what it gives on samples that nothing is fitted to."""
+    harm: float = 1.0
+    """The noise at the model's outputs, in units of the signal, for each share of its own output that is lost."""
+    gain: float = 1.0
+    """What the best method loses, for each share that the first one loses at the same cost."""
+    chosen: Chosen = field(default_factory=Chosen)
+
+    @property
+    def key(self) -> str:
+        """What names the layer in every copy of the model."""
+        return self.layer.linear.node.outputs[0].name or ""
+
+    @cached_property
+    def errors(self) -> Array:
+        """The least share of its output's variance that two factors of rank 0, 1, … lose."""
+        energy = sum(problem.energy for problem in self.fitted) or 1.0
+        found: Array = np.sum([problem.errors() for problem in self.fitted], axis=0) / energy
+        return found
+
+    def loss(self, form: Form) -> float:
+        """The share of its output's variance that is lost in this form."""
+        return float(self.errors[form.ranks[0]]) if form.method == "svd" else lost(self.stages(form), self.fitted)
+
+    def stages(self, form: Form) -> list[list[Stage]]:
+        """The stages of each group in this form."""
+        return stages(self.layer, form, self.fitted)
+
+    def best_of(self, methods: Sequence[Method], multiple: int, like: Form) -> tuple[float, Form]:
+        """Of the dearest forms by each method with no more arithmetic than ``like`` the one that loses least on other
+        samples, and what it loses."""
+        geometry, found = self.layer.geometry, [(lost(self.stages(like), self.judged), like)]
+        allowed = macs(like.stages(geometry), geometry)
+        for method in methods:
+            fitting = [f for f in forms(method, geometry, multiple) if macs(f.stages(geometry), geometry) <= allowed]
+            if fitting and method != like.method:
+                dearest = max(fitting, key=lambda form: macs(form.stages(geometry), geometry))
+                found.append((lost(self.stages(dearest), self.judged), dearest))
+        return min(found, key=lambda each: each[0])
+
+
+def stages(layer: Splittable, form: Form, fitted: Sequence[Problem]) -> list[list[Stage]]:
+    """The stages of each group of a layer, of least error for these problems."""
+    return [
+        factorized(form, layer.kernel(weight), problem)
+        for weight, problem in zip(layer.matrices(), fitted, strict=True)
+    ]
+
+
+def damped(layer: Splittable, fitted: Sequence[Problem], judged: Sequence[Problem], form: Form) -> list[Problem]:
+    """``fitted``, with the penalty for leaving the weights as they are with which ``form`` loses least elsewhere."""
+    best: tuple[float, list[Problem]] | None = None
+    for damping in _DAMPINGS:
+        problems = [p.damped(weight, damping) for weight, p in zip(layer.matrices(), fitted, strict=True)]
+        loss = lost(stages(layer, form, problems), judged)
+        if best is None or loss < best[0]:
+            best = loss, problems
+    assert best is not None
+    return best[1]
+
+
+def lost(groups: Sequence[Sequence[Stage]], problems: Sequence[Problem]) -> float:
+    """The share of the variance of a layer's output that its groups lose, each in stages."""
+    noise = energy = 0.0
+    for stages, problem in zip(groups, problems, strict=True):
+        kernel = composed(stages)
+        noise += problem.error(kernel.reshape(len(kernel), -1).T)
+        energy += problem.energy
+    return noise / (energy or 1.0)
+
+
+def merged(groups: Sequence[Sequence[Stage]]) -> list[Stage]:
+    """The stages of all groups side by side."""
+    return [Stage(np.concatenate([s.kernel for s in each]), each[0].group) for each in zip(*groups, strict=True)]
+
+
+class Data:
+    """Samples to fit to and others to judge by, run through the model as it is and as it becomes."""
+
+    def __init__(self, context: Context, samples: tuple[Dataset, Dataset], seed: int) -> None:
+        self._model = context.editor.copy().model
+        self._samples = samples
+        dense = reading(self._model, samples[0])
+        self._pairs = [Pair(dense, part, seed) for part in samples]
+
+    def readable(self, layer: Splittable) -> str | None:
+        """Why nothing can be known of a layer, if so."""
+        return self._pairs[0].unreadable(layer.refit)
+
+    def moments(
+        self, layers: Sequence[Splittable], now: ir.Model | None = None
+    ) -> list[tuple[Moments, Moments] | None]:
+        """The moments of each layer on both parts of the samples, with its inputs as in the model ``now``."""
+        after = reading(now or self._model, self._samples[0])
+        first, second = (pair.moments([layer.refit for layer in layers], after) for pair in self._pairs)
+        return [
+            (first[layer.refit], second[layer.refit]) if layer.refit in first and layer.refit in second else None
+            for layer in layers
+        ]
+
+
+def parts(layers: Sequence[Splittable], data: Data | None, log: Log) -> list[Part]:
+    """What is known of each layer; without data, its weight. Reasons against those of which nothing is are logged."""
+    if data is None:
+        return [Part(layer, layer.data_free(), layer.data_free()) for layer in layers]
+    found, known = [], []
+    for layer in layers:
+        if (why := data.readable(layer)) is None:
+            known.append(layer)
+        else:
+            log.refused(layer.name, f"what it reads is not known: {why}")
+    for layer, moments in zip(known, data.moments(known), strict=True):
+        if moments is None:
+            log.refused(layer.name, "it is not computed on these data")
+        else:
+            fitted, judged = (layer.problems(each) for each in moments)
+            middle = Form("svd", (max(1, min(layer.refit.product.size[1:]) // 3),))
+            found.append(Part(layer, damped(layer, fitted, judged, middle), judged))
+    return found
