@@ -23,6 +23,8 @@ Array = np.ndarray[Any, Any]
 
 _BLOCK = 1 << 13
 """So many numbers are compared at once: they stay in the processor's cache, and need no new pages of memory."""
+_PARTS = 16
+"""Into so many parts a batch is cut to see how its samples differ."""
 _ANSWERS = "iubOUS"
 """Kinds of outputs whose elements are right or wrong, not near or far."""
 MAX_SAMPLES = 64
@@ -93,6 +95,8 @@ class Quality:
     strings, which are classes, indices or counts: the share of equal elements, none where the shape differs."""
     accuracy: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The share of right answers before and after, for outputs that are answers, or scores, of what labels are."""
+    sure_db: dict[str, float] = field(default_factory=dict)
+    """SQNR in dB with one standard error more of noise, as the samples differ: what to expect of others."""
 
     @property
     def least_sqnr_db(self) -> float:
@@ -146,7 +150,7 @@ class Measure:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
-        self._noise: dict[str, list[float]] = {}
+        self._noise: dict[str, list[tuple[float, float]]] = {}
         self._equal: dict[str, list[float]] = {}
         self._right: dict[str, list[int]] = {}
 
@@ -156,7 +160,7 @@ class Measure:
             if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray):
                 continue
             if x.dtype.kind == "f" or (x.dtype.kind in "iu" and x.dtype.itemsize == 1):
-                _add(self._noise, name, *_powers(x, y))
+                self._noise.setdefault(name, []).extend(_powers_of_parts(x, y))
             elif x.dtype.kind in _ANSWERS:
                 _add(self._equal, name, float(np.sum(x == y)) if x.shape == y.shape else 0.0, x.size)
             if x.dtype.kind == "f" and x.shape == y.shape and _is_choice(x):
@@ -168,9 +172,10 @@ class Measure:
         """What was found; ``samples`` is on how many."""
         return Quality(
             samples,
-            {name: _decibels(*powers) for name, powers in self._noise.items()},
+            {name: _decibels(*map(sum, zip(*powers, strict=True))) for name, powers in self._noise.items()},
             {name: equal / total for name, (equal, total) in self._equal.items() if total},
             {name: (x / total, y / total) for name, (x, y, total) in self._right.items() if total},
+            {name: _surely(powers) for name, powers in self._noise.items()},
         )
 
 
@@ -202,6 +207,25 @@ def _read(steps: Array, blank: int) -> list[int]:
 
 def _add(sums: dict[str, list[Any]], name: str, *values: float) -> None:
     sums[name] = [a + b for a, b in zip(sums.get(name, [0] * len(values)), values, strict=True)]
+
+
+def _powers_of_parts(x: Array, y: Array) -> list[tuple[float, float]]:
+    """Signal and noise of each sample of a batch, or of groups of them."""
+    if x.shape != y.shape or x.ndim == 0 or not len(x):
+        return [_powers(x, y)]
+    count = min(len(x), _PARTS)
+    return [_powers(a, b) for a, b in zip(np.array_split(x, count), np.array_split(y, count), strict=True)]
+
+
+def _surely(powers: Sequence[tuple[float, float]]) -> float:
+    """SQNR in dB with one standard error more of noise (of the ratio of two sums; Cochran, "Sampling Techniques")."""
+    signal, noise = (np.array(each) for each in zip(*powers, strict=True))
+    total, count = float(signal.sum()), len(signal)
+    if count < 2 or total <= 0 or not np.isfinite(noise).all():
+        return _decibels(total, float(noise.sum()))
+    off = noise - signal * (noise.sum() / total)
+    error = math.sqrt(count / (count - 1) * float(off @ off))
+    return _decibels(total, float(noise.sum()) + error)
 
 
 def _powers(x: Array, y: Array) -> tuple[float, float]:

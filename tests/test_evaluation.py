@@ -58,6 +58,33 @@ def test_sqnr_of_odd_values(before: list[float], after: list[float], decibels: f
     assert measure.result(1).sqnr_db["y"] == pytest.approx(decibels)
 
 
+def test_what_to_expect_of_other_samples() -> None:
+    """As often as one in six, other samples of as many show less; told from one draw, where the noise of one is not
+    that of another."""
+    rng = np.random.default_rng(0)
+    everything = rng.normal(size=(20000, 8)).astype(np.float32)
+    noise = everything * 0 + rng.normal(size=everything.shape) * rng.choice([0.02, 0.3], (20000, 1), p=[0.8, 0.2])
+    other = (everything + noise).astype(np.float32)
+    whole = 10 * np.log10(np.sum(everything**2) / np.sum(noise**2))
+    below = []
+    for start in range(0, 20000, 32):
+        measure = Measure(["y"])
+        for at in (start, start + 16):
+            measure.add([everything[at : at + 16]], [other[at : at + 16]])
+        found = measure.result(32)
+        assert found.sure_db["y"] < found.sqnr_db["y"]
+        below.append(found.sure_db["y"] <= whole)
+    assert 0.75 < np.mean(below) < 0.92
+
+
+@pytest.mark.parametrize("x", [np.ones((1, 4), np.float32), np.float32(1.0), np.zeros((0, 3), np.float32)])
+def test_one_sample_says_nothing_of_others(x: Any) -> None:
+    measure = Measure(["y"])
+    measure.add([np.asarray(x)], [np.asarray(x) + np.float32(0.1)])
+    found = measure.result(1)
+    assert found.sure_db == found.sqnr_db
+
+
 def test_answers_are_equal_or_not() -> None:
     measure = Measure(["index", "word", "byte"])
     words = np.array(["cat", "dog", "cat", "dog"])

@@ -25,19 +25,19 @@ class Budget:
 
     def holds(self, quality: Quality, reserve: float = 0.0) -> bool:
         """Whether ``quality`` is within the budget; without one given, every output needs 20 dB, or answers of which
-        no more than 1 % differ.
+        no more than 1 % differ. Decibels count with a standard error less: others will judge by other samples.
 
         ``reserve`` is by how many dB it is to be better than that.
         """
         share = 10 ** (-reserve / 10)
         if self.min_sqnr is None and self.max_drop is None:
             lost = quality.lost
-            outputs = quality.sqnr_db | dict.fromkeys(lost.keys() - quality.sqnr_db.keys(), -math.inf)
+            outputs = _sure(quality) | dict.fromkeys(lost.keys() - quality.sqnr_db.keys(), -math.inf)
             return all(db - reserve >= 20.0 or lost.get(name, 1.0) <= 0.01 * share for name, db in outputs.items())
         drops = [before - after for before, after in quality.accuracy.values()] or [
             1 - equal for equal in quality.agreement.values()
         ]
-        near = self.min_sqnr is None or quality.least_sqnr_db - reserve >= self.min_sqnr
+        near = self.min_sqnr is None or min(_sure(quality).values(), default=math.inf) - reserve >= self.min_sqnr
         return near and (self.max_drop is None or max(drops, default=0.0) <= self.max_drop * share)
 
     def told_by_few(self, quality: Quality) -> bool:
@@ -45,7 +45,13 @@ class Budget:
         if self.max_drop is not None:
             return False
         least = 20.0 if self.min_sqnr is None else self.min_sqnr
-        return quality.sqnr_db.keys() >= quality.agreement.keys() and quality.least_sqnr_db >= least
+        sure = _sure(quality)
+        return sure.keys() >= quality.agreement.keys() and min(sure.values(), default=math.inf) >= least
+
+
+def _sure(quality: Quality) -> dict[str, float]:
+    """The SQNR in dB of each output that other samples may be expected to have."""
+    return {**quality.sqnr_db, **quality.sure_db}
 
 
 def judges(context: Context, budget: Budget, name: str) -> Dataset | None:
