@@ -352,6 +352,12 @@ def test_quality_is_measured_on_held_out_samples(chain: ir.Model) -> None:
     assert report.verified
 
 
+def test_what_was_not_judged_on_samples_is_said(chain: ir.Model) -> None:
+    _, report = PassManager([Damp(), Halve()]).run(chain)
+    assert [text for text in report.warnings if "made-up inputs" in text] == report.warnings != []
+    assert not PassManager([Damp()], data={"x": X}).run(chain)[1].warnings
+
+
 def test_what_is_doubtful_about_the_data_is_said(chain: ir.Model) -> None:
     _, report = PassManager([Look()], data=random_data(chain, 8)).run(chain)
     assert "random data" in report.warnings[0]

@@ -4,10 +4,11 @@
 
 Torch-Pruning removes the share ``RATIO`` of the channels of each layer; the multiply–accumulates that this leaves are
 what ours have to come down to. ``l1`` and ``l2`` are one-shot with the importance of the same name and no recovery, on
-both sides. ``recovered`` is ours with its own criterion and ``reconstruct``, on unlabelled training samples:
-``plain`` at equal multiply–accumulates, ``rounded`` at the same ratio of channels in the multiples that kernels want,
-``half`` at half of the multiply–accumulates. Where Torch-Pruning cannot be given the model, ``plain`` goes by channels
-too.
+both sides; ours before any cleanup then, for Torch-Pruning ranks weights whose BatchNormalization is not folded either.
+``recovered`` is ours with its own criterion and ``reconstruct``, on unlabelled training samples: ``plain`` at equal
+multiply–accumulates, ``rounded`` at the same ratio of channels in the multiples that kernels want, ``half`` at half of
+the multiply–accumulates, ``steps`` there too in three steps, from whatever layer. Where Torch-Pruning cannot be given
+the model, ``plain`` goes by channels too.
 """
 
 from __future__ import annotations
@@ -79,9 +80,10 @@ def theirs(model: Model, folder: Path, power: int, ratio: float) -> Record:
 
 
 def ours(model: Model, passes: list[Any], target: Path, data: Any = None) -> Record:
+    """Accuracy and the share of multiply–accumulates that is left of the model as cleanup leaves it."""
     clean = onnxopt.optimize(model.path, verify="off").model
     with slower_or_not():
-        result = onnxopt.optimize(model.path, passes=[*recipe("cleanup"), *passes], data=data, verify="off")
+        result = onnxopt.optimize(model.path, passes=[*passes, *recipe("cleanup")], data=data, verify="off")
     result.save(target, force=True)
     if result.report.problems:
         return {"failure": "; ".join(result.report.problems)[:300]}
@@ -109,11 +111,14 @@ def compare(name: str, folder: Path, ratio: float) -> Record:
         "plain": PruneChannels(round_to=1, **of),
         "rounded": PruneChannels(ratio=ratio),
         "half": PruneChannels(of="macs", ratio=0.5, round_to=1),
+        "steps": PruneChannels(of="macs", ratio=0.5, round_to=1, scope="global", steps=3),
     }
     for variant, pass_ in variants.items():
         target = folder / f"{variant}-{ratio}.onnx"
-        record["ours"][f"{variant}-before"] = tried(model, [pass_], target, model.data())
-        record["ours"][f"{variant}-recovered"] = tried(model, [pass_, Reconstruct()], target, model.data())
+        record["ours"][f"{variant}-before"] = tried(model, [*recipe("cleanup"), pass_], target, model.data())
+        record["ours"][f"{variant}-recovered"] = tried(
+            model, [*recipe("cleanup"), pass_, Reconstruct()], target, model.data()
+        )
     return record
 
 

@@ -18,7 +18,7 @@ TITLES = {
 }
 KINDS = ("equal", "single", "partly", "finer", "coarser", "different", "frozen", "unknown")
 RATIOS = ("0.3", "0.5")
-VARIANTS = ("plain", "rounded", "half")
+VARIANTS = ("plain", "rounded", "half", "steps")
 
 
 def render(results: Record, machine: dict[str, str]) -> str:
@@ -62,7 +62,7 @@ def render(results: Record, machine: dict[str, str]) -> str:
             "## Accuracy",
             "One-shot at the multiply–accumulates that Torch-Pruning leaves at that ratio of channels; *recovered*: "
             "our criterion and `reconstruct` on 1,000 unlabelled samples. *Plain*: at the same multiply–accumulates; "
-            "*rounded*: the same ratio of channels, in multiples that kernels want; *half*: at half of the "
+            "*rounded*: the same ratio of channels, in multiples that kernels want; *half*, *steps*: at half of the "
             "multiply–accumulates. In %, @ the share of multiply–accumulates left.",
             damage(results["trained"]),
         ]

@@ -23,6 +23,8 @@ from typing import Literal
 Method = Literal["svd", "input-svd", "spatial-svd", "tucker", "cp", "separable"]
 METHODS: tuple[Method, ...] = ("svd", "input-svd", "spatial-svd", "tucker", "cp", "separable")
 
+_LARGEST = {"input-svd": 1 << 20, "spatial-svd": 1 << 20, "tucker": 1 << 20, "cp": 1 << 18}
+"""Kernels with more weights take too long to fit, many seconds each."""
 _STEPS = 24
 """About so many ranks are considered."""
 
@@ -112,6 +114,8 @@ def forms(method: Method, geometry: Geometry, multiple: int) -> Iterator[Form]:
 def applies(method: Method, kernel: tuple[int, ...]) -> bool:
     """Whether a kernel (N × C × spatial axes) can be split by this method at all."""
     long = sum(size > 1 for size in kernel[2:])
+    if math.prod(kernel) > _LARGEST.get(method, math.inf):
+        return False
     if method == "svd":
         return min(kernel[:2]) > 1
     if method == "spatial-svd":

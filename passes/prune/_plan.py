@@ -21,6 +21,8 @@ from onnxopt.macs import count_macs
 
 Array = np.ndarray[Any, Any]
 
+_NEARLY = 1e-3
+"""A share that was searched for is right to so much of a channel."""
 _STEPS = 24
 """How often the share of channels is halved towards the target."""
 
@@ -138,7 +140,7 @@ def kept_counts(
     found: dict[int, int] = {}
     for numbers in together:
         everything = np.concatenate([scores[n] for n in numbers])
-        kept = int(len(everything) * (1 - share))
+        kept = int(len(everything) * (1 - share) + _NEARLY)
         order = np.argsort(everything, kind="stable")
         stays = np.ones(len(everything), dtype=bool)
         stays[order[: len(everything) - kept]] = False

@@ -171,6 +171,17 @@ def test_terms_that_cancel_each_other_are_kept_within_bounds(monkeypatch: pytest
     assert terms(alternated(tensor, start)) > 3 * terms(bounded)
 
 
+def test_the_best_sum_on_the_way_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the penalty sets in, and sums get worse for a while."""
+    tensor = border() + 1e-4 * np.random.default_rng(0).standard_normal((4, 4, 4))
+    start = leading_terms(tensor, 2)
+    errors = [nearly(tensor, start)]
+    for sweeps in range(1, 80):
+        monkeypatch.setattr(cp_module, "_SWEEPS", sweeps)
+        errors.append(nearly(tensor, alternated(tensor, start)))
+    assert (np.diff(errors) <= 1e-12).all()
+
+
 def test_stages_of_a_degenerate_kernel_are_of_its_size() -> None:
     kernel = np.moveaxis(border(), 1, 2)[:, :, :3]
     problem = Problem.data_free(matrix(kernel))
