@@ -13,6 +13,9 @@ from onnxopt.pass_base import Context
 UNJUDGED = "nothing was judged, for there are no samples: give data= or evaluation= (--data, --eval-data)"
 """What a pass says that has quantized without any."""
 
+_DEFAULT = 22.0
+"""In dB. What users expect is 20; other data differ from those at hand by more than the samples at hand do."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -24,7 +27,7 @@ class Budget:
     """The largest loss of accuracy, or without labels of agreement, as a share."""
 
     def holds(self, quality: Quality, reserve: float = 0.0) -> bool:
-        """Whether ``quality`` is within the budget; without one given, every output needs 20 dB, or answers of which
+        """Whether ``quality`` is within the budget; without one given, every output needs 22 dB, or answers of which
         no more than 1 % differ. Decibels count with a standard error less: others will judge by other samples.
 
         ``reserve`` is by how many dB it is to be better than that.
@@ -33,7 +36,7 @@ class Budget:
         if self.min_sqnr is None and self.max_drop is None:
             lost = quality.lost
             outputs = _sure(quality) | dict.fromkeys(lost.keys() - quality.sqnr_db.keys(), -math.inf)
-            return all(db - reserve >= 20.0 or lost.get(name, 1.0) <= 0.01 * share for name, db in outputs.items())
+            return all(db - reserve >= _DEFAULT or lost.get(name, 1.0) <= 0.01 * share for name, db in outputs.items())
         drops = [before - after for before, after in quality.accuracy.values()] or [
             1 - equal for equal in quality.agreement.values()
         ]
@@ -44,7 +47,7 @@ class Budget:
         """Whether ``quality`` says as much on few samples as on many: noise does, the share of wrong answers not."""
         if self.max_drop is not None:
             return False
-        least = 20.0 if self.min_sqnr is None else self.min_sqnr
+        least = _DEFAULT if self.min_sqnr is None else self.min_sqnr
         sure = _sure(quality)
         return sure.keys() >= quality.agreement.keys() and min(sure.values(), default=math.inf) >= least
 

@@ -77,7 +77,7 @@ class QuantizeStatic(Pass):
     min_sqnr: float | None = None
     """The budget of a measured placement: the least SQNR of an output in dB,"""
     max_drop: float | None = None
-    """and the largest loss of accuracy (without labels: of agreement) as a share. Neither given: 20 dB or 1 %."""
+    """and the largest loss of accuracy (without labels: of agreement) as a share. Neither given: 22 dB or 1 %."""
     threads: int = 1
     """How many threads the placement is measured with."""
 

@@ -95,7 +95,7 @@ class QuantizeWeights(Pass):
     min_sqnr: float | None = None
     """The budget, which takes samples: the least SQNR of an output in dB,"""
     max_drop: float | None = None
-    """and the largest loss of accuracy (without labels: of agreement) as a share. Neither given: 20 dB or 1 %."""
+    """and the largest loss of accuracy (without labels: of agreement) as a share. Neither given: 22 dB or 1 %."""
 
     def __post_init__(self) -> None:
         def check(option: str, allowed: tuple[object, ...]) -> None:

@@ -136,15 +136,15 @@ def test_the_budget() -> None:
     def quality(db: float, before: float = 0.9, after: float = 0.9, agreement: float = 1.0) -> Quality:
         return Quality(32, {"y": db}, {"y": agreement}, {"y": (before, after)})
 
-    assert Budget().holds(quality(21, after=0.5))
+    assert Budget().holds(quality(23, after=0.5))
     assert Budget().holds(quality(5, after=0.895))
-    assert not Budget().holds(quality(19, after=0.88))
+    assert not Budget().holds(quality(21, after=0.88))
     assert not Budget(min_sqnr=30).holds(quality(29))
     assert not Budget(max_drop=0.001).holds(quality(50, after=0.89))
     assert Budget(min_sqnr=30, max_drop=0.02).holds(quality(31, after=0.89))
     assert not Budget().holds(Quality(32, {"y": 10.0}, {"y": 0.95}))
-    assert Budget().holds(quality(20.6, after=0.5), reserve=0.5)
-    assert not Budget().holds(quality(20.4, after=0.5), reserve=0.5)
+    assert Budget().holds(quality(22.6, after=0.5), reserve=0.5)
+    assert not Budget().holds(quality(22.4, after=0.5), reserve=0.5)
     assert not Budget(max_drop=0.01).holds(quality(50, after=0.8905), reserve=0.5)
 
 
