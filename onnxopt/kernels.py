@@ -84,7 +84,7 @@ def by_place(times: Iterable[KernelTime], of: dict[str, int]) -> dict[int, list[
     """The kernels of each node of a marked model, by its place; ``of`` is that of the node that makes each tensor."""
     found: dict[int, list[KernelTime]] = {}
     for each in times:
-        if (marked := MARK.match(each.name)) is not None:
+        if (marked := MARK.search(each.name)) is not None:  # a fused one is called "fused @1@"
             found.setdefault(int(marked.group(1)), []).append(each)
         elif (at := of.get(each.name.removesuffix(_BLOCKED))) is not None:
             found.setdefault(at, []).append(each)

@@ -6,7 +6,7 @@ there is the weight alone, and what is lost is a share of its squares.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,16 +15,24 @@ import onnx_ir as ir
 
 from onnxopt.data import Dataset
 from onnxopt.pass_base import Context, Log
-from onnxopt.passes.lowrank._forms import Form, Method, forms, macs
+from onnxopt.passes.lowrank._forms import Form, Method, forms, full_rank, macs
 from onnxopt.passes.lowrank._layers import Splittable
 from onnxopt.passes.lowrank._methods import factorized
 from onnxopt.passes.lowrank._stages import Stage, composed
 from onnxopt.passes.lowrank._svd import Array, Problem
 from onnxopt.passes.prune._cross_grams import Pair, reading
 from onnxopt.passes.prune._least_squares import Moments
+from onnxopt.passes.prune._refits import Refit
 
-_DAMPINGS = (1e-4, 1e-2, 0.1, 1.0)
-"""Penalties to try, in units of the mean diagonal of ``XᵀX``."""
+_DAMPING, _DAMPINGS = 1e-3, (1e-3, 0.1, 1.0)
+"""The penalty in units of the mean diagonal of ``XᵀX``, and those to try where there are few rows,"""
+_FEW = 8
+"""for each input fewer than so many."""
+
+_ROUNDING = 1e-9
+
+Known = tuple[list[Moments], list[Moments]]
+"""The moments of a layer at each of its nodes, to fit to and to judge by."""
 
 
 @dataclass
@@ -47,8 +55,9 @@ class Part:
     """What each group gives in the model as it is,"""
     judged: list[Problem]
     """and what it gives on samples that nothing is fitted to."""
-    harm: float = 1.0
-    """The noise at the model's outputs, in units of the signal, for each share of its own output that is lost."""
+    tried: tuple[tuple[float, float], ...] = ()
+    """What the layer alone lost of its output in a few forms, the least first, and the noise that this made at the
+    outputs of the model."""
     gain: float = 1.0
     """What the best method loses, for each share that the first one loses at the same cost."""
     chosen: Chosen = field(default_factory=Chosen)
@@ -56,7 +65,7 @@ class Part:
     @property
     def key(self) -> str:
         """What names the layer in every copy of the model."""
-        return self.layer.linear.node.outputs[0].name or ""
+        return self.layer.nodes[0].outputs[0].name or ""
 
     @cached_property
     def errors(self) -> Array:
@@ -68,6 +77,17 @@ class Part:
     def loss(self, form: Form) -> float:
         """The share of its output's variance that is lost in this form."""
         return float(self.errors[form.ranks[0]]) if form.method == "svd" else lost(self.stages(form), self.fitted)
+
+    def damage(self, form: Form) -> float:
+        """The noise at the outputs of the model in this form: noise follows what is lost up to the least that was
+        tried, and a power of it from there on, for large losses do more than their share."""
+        loss = self.gain * self.loss(form)
+        if not self.tried:
+            return loss
+        losses, noises = np.maximum(self.tried, _ROUNDING).T
+        if loss <= losses[0]:
+            return float(noises[0] * loss / losses[0])
+        return float(np.exp(np.interp(np.log(loss), np.log(losses), np.log(noises))))
 
     def stages(self, form: Form) -> list[list[Stage]]:
         """The stages of each group in this form."""
@@ -94,12 +114,15 @@ def stages(layer: Splittable, form: Form, fitted: Sequence[Problem]) -> list[lis
     ]
 
 
-def damped(layer: Splittable, fitted: Sequence[Problem], judged: Sequence[Problem], form: Form) -> list[Problem]:
-    """``fitted``, with the penalty for leaving the weights as they are with which ``form`` loses least elsewhere."""
+def damped(layer: Splittable, moments: Sequence[Moments], judged: Sequence[Problem], form: Form) -> list[Problem]:
+    """What each group is to give, with a penalty for leaving the weights as they are; where there are few rows, that
+    with which ``form`` loses least elsewhere."""
+    fitted = layer.problems(moments)
+    few = sum(each.rows for each in moments) < _FEW * len(fitted[0].gram)
     best: tuple[float, list[Problem]] | None = None
-    for damping in _DAMPINGS:
+    for damping in _DAMPINGS if few else (_DAMPING,):
         problems = [p.damped(weight, damping) for weight, p in zip(layer.matrices(), fitted, strict=True)]
-        loss = lost(stages(layer, form, problems), judged)
+        loss = lost(stages(layer, form, problems), judged) if few else 0.0
         if best is None or loss < best[0]:
             best = loss, problems
     assert best is not None
@@ -132,18 +155,35 @@ class Data:
 
     def readable(self, layer: Splittable) -> str | None:
         """Why nothing can be known of a layer, if so."""
-        return self._pairs[0].unreadable(layer.refit)
+        reasons = (self._pairs[0].unreadable(refit) for refit in layer.refits)
+        return next((reason for reason in reasons if reason is not None), None)
 
-    def moments(
-        self, layers: Sequence[Splittable], now: ir.Model | None = None
-    ) -> list[tuple[Moments, Moments] | None]:
-        """The moments of each layer on both parts of the samples, with its inputs as in the model ``now``."""
+    def moments(self, layers: Sequence[Splittable], now: ir.Model | None = None) -> list[Known | None]:
+        """The moments of each layer on both parts of the samples, with its inputs as in the model ``now``; ``None`` for
+        one with a node that is not computed on them."""
         after = reading(now or self._model, self._samples[0])
-        first, second = (pair.moments([layer.refit for layer in layers], after) for pair in self._pairs)
+        first: dict[Refit, Moments] = {}
+        second: dict[Refit, Moments] = {}
+        for refits in _apart(refit for layer in layers for refit in layer.refits):
+            first |= self._pairs[0].moments(refits, after)
+            second |= self._pairs[1].moments(refits, after)
         return [
-            (first[layer.refit], second[layer.refit]) if layer.refit in first and layer.refit in second else None
+            ([first[refit] for refit in layer.refits], [second[refit] for refit in layer.refits])
+            if all(refit in first and refit in second for refit in layer.refits)
+            else None
             for layer in layers
         ]
+
+
+def _apart(refits: Iterable[Refit]) -> list[list[Refit]]:
+    """``refits`` in groups in which each has a target of its own, which is what moments are told apart by."""
+    groups: list[dict[str, Refit]] = []
+    for refit in refits:
+        free = next((group for group in groups if refit.target not in group), None)
+        if free is None:
+            groups.append(free := {})
+        free[refit.target] = refit
+    return [list(group.values()) for group in groups]
 
 
 def parts(layers: Sequence[Splittable], data: Data | None, log: Log) -> list[Part]:
@@ -155,12 +195,17 @@ def parts(layers: Sequence[Splittable], data: Data | None, log: Log) -> list[Par
         if (why := data.readable(layer)) is None:
             known.append(layer)
         else:
-            log.refused(layer.name, f"what it reads is not known: {why}")
+            _refuse(layer, f"what it reads is not known: {why}", log)
     for layer, moments in zip(known, data.moments(known), strict=True):
         if moments is None:
-            log.refused(layer.name, "it is not computed on these data")
+            _refuse(layer, "it is not computed on these data", log)
         else:
-            fitted, judged = (layer.problems(each) for each in moments)
-            middle = Form("svd", (max(1, min(layer.refit.product.size[1:]) // 3),))
-            found.append(Part(layer, damped(layer, fitted, judged, middle), judged))
+            judged = layer.problems(moments[1])
+            middle = Form("svd", (max(1, full_rank("svd", layer.geometry) // 3),))
+            found.append(Part(layer, damped(layer, moments[0], judged, middle), judged))
     return found
+
+
+def _refuse(layer: Splittable, why: str, log: Log) -> None:
+    for name in layer.names:
+        log.refused(name, why)

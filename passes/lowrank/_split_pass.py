@@ -94,9 +94,8 @@ class SplitPass(Pass):
             self._choose_once(known, data, context)
         for part in known:
             if part.chosen.form is None:
-                log.refused(
-                    part.layer.name, f"stays whole: {part.chosen.reason or 'others save more for what they lose'}"
-                )
+                for name in part.layer.names:
+                    log.refused(name, f"stays whole: {part.chosen.reason or 'others save more for what they lose'}")
         build(known, data, context, log)
         return log.report()
 
@@ -123,7 +122,7 @@ class SplitPass(Pass):
                 before, after = (seconds * 1e6 for seconds in times.get(part, (math.nan, math.nan)))
                 decibels = None if not noise else -10 * math.log10(noise)
                 loss = lost(part.stages(form), part.judged)
-                row = (part.layer.name, form.ranks[0], left, loss, before, after, decibels)
+                row = (", ".join(part.layer.names), form.ranks[0], left, loss, before, after, decibels)
                 found.setdefault(part, []).append(row)
         return [row for rows in found.values() for row in rows]
 
@@ -233,7 +232,7 @@ class SplitPass(Pass):
         options: list[list[Form | None]] = [[None, *self._options(part)] for part in open_]
         costs = [tuple(cost(part, form) for form in own) for part, own in zip(open_, options, strict=True)]
         damages = [
-            tuple(0.0 if form is None else part.harm * part.gain * part.loss(form) for form in own)
+            tuple(0.0 if form is None else part.damage(form) for form in own)
             for part, own in zip(open_, options, strict=True)
         ]
         if noise is not None:

@@ -18,7 +18,7 @@ def layer_seconds(
 ) -> dict[str, float]:
     """Seconds that the nodes of each layer take together, in a copy of ``model`` with layers ``split``.
 
-    ``split`` edits the copy and says which nodes each layer has then, the last last. What the runtime may fuse with
+    ``split`` edits the copy and says which nodes each layer has then. What the runtime may fuse with
     that, and call by another name then, is counted with it. Raises ``EngineError`` if that does not run.
     """
     editor = Editor(model).copy()
@@ -27,9 +27,14 @@ def layer_seconds(
     at = places(editor.model)
     times = by_place(kernel_times(Snapshot.of(editor.model), feeds), at)
     return {
-        key: sum(each.seconds for node in (*own, *_behind(own[-1])) for each in times.get(at[_output(node)], ()))
+        key: sum(each.seconds for node in _with_fused(own) for each in times.get(at[_output(node)], ()))
         for key, own in nodes.items()
     }
+
+
+def _with_fused(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """``nodes``, and what may be fused with any of them, each once."""
+    return list(dict.fromkeys([*nodes, *(behind for node in nodes for behind in _behind(node))]))
 
 
 def _behind(node: ir.Node) -> list[ir.Node]:

@@ -12,7 +12,7 @@ from onnxopt.graph import Editor
 from onnxopt.pass_base import Context
 from onnxopt.passes.lowrank._build import put_stages
 from onnxopt.passes.lowrank._forms import Form, macs
-from onnxopt.passes.lowrank._layers import found_in, linear_layer
+from onnxopt.passes.lowrank._layers import found_in
 from onnxopt.passes.lowrank._parts import Part, lost, merged
 from onnxopt.passes.lowrank._timing import layer_seconds
 from onnxopt.passes.quantize._judge import Judge
@@ -22,7 +22,8 @@ PAYS = 0.97
 """A layer that takes more than this share of its time is not faster, as far as one can tell."""
 _JUDGES = 16
 """On so many samples it is told what a layer does to the outputs."""
-_ROUNDING = 1e-9
+_RUINED = 1e3
+"""So much noise, in units of the signal, and more is all the same."""
 
 Seconds = Callable[[Form | None], float]
 """How long a layer takes in a form, or whole."""
@@ -49,22 +50,24 @@ class Trials:
         if self._judge is None:
             return None
         try:
-            return min(self._judge.quality(Snapshot.of(model)).noise, 1.0)
+            return min(self._judge.quality(Snapshot.of(model)).noise, _RUINED)
         except EngineError:
             return None
 
     def weigh(self, parts: Sequence[Part], options: Callable[[Part], Sequence[Form]]) -> None:
-        """Find out what a loss in each layer does to the outputs, by splitting it alone in the middle one of its
-        forms."""
+        """Find out what a loss in each layer does to the outputs, by splitting it alone in its middle form and in its
+        smallest one."""
         for at, part in enumerate(parts, 1):
             if self._judge is None or not (choice := options(part)):
                 continue
             if self._context.on_progress is not None:
                 self._context.on_progress(f"what each layer does to the outputs, {at} of {len(parts)}")
-            middle = choice[len(choice) // 2]
-            noise = self.noise({part: middle})
-            if noise is not None:
-                part.harm = noise / max(lost(part.stages(middle), part.judged), _ROUNDING)
+            tried = []
+            for form in dict.fromkeys((choice[len(choice) // 2], choice[0])):
+                noise = self.noise({part: form})
+                if noise is not None:
+                    tried.append((lost(part.stages(form), part.judged), noise))
+            part.tried = tuple(sorted(tried))
 
     def time(self, parts: Sequence[Part]) -> bool:
         """Find out how long layers take whole and in their form; those that do not get faster stay whole. Says whether
@@ -107,7 +110,8 @@ class Trials:
         keys = {part.key: part for part in wanted}
 
         def whole(copied: Editor) -> Mapping[str, Sequence[ir.Node]]:
-            return {key: [refit.layer.node] for key, refit in found_in(copied, keys).items()}
+            layers = found_in(copied, [part.layer for part in wanted])
+            return {key: layer.nodes for key, layer in zip(keys, layers, strict=True)}
 
         model = self._context.editor.model
         try:
@@ -131,8 +135,8 @@ def _between(part: Part, known: Sequence[tuple[float, float]]) -> Seconds:
 
 def _put(wanted: Mapping[Part, Form], copied: Editor) -> dict[str, list[ir.Node]]:
     """Split these layers in a copy of the model; returns the nodes that each has then."""
-    parts = {part.key: part for part in wanted}
+    layers = found_in(copied, [part.layer for part in wanted])
     return {
-        key: put_stages(linear_layer(refit), merged(parts[key].stages(wanted[parts[key]])), None, copied)
-        for key, refit in found_in(copied, parts).items()
+        part.key: put_stages(layer.refits, merged(part.stages(form)), [None] * len(layer.refits), copied)
+        for (part, form), layer in zip(wanted.items(), layers, strict=True)
     }

@@ -4,6 +4,10 @@
 the outputs move least (reduced-rank regression), else those nearest to ``W``. How much each is split is decided for all
 together, see ``_splitting``.
 
+A constant may also stand on the left, or be a stack of matrices, each of which is split by itself to the same rank, or
+be the weight of an ``Attention`` of ONNX Runtime, which then reads r features. One that several nodes read in the same
+way is split once, for all of them.
+
 Sources: Xue, Li and Gong, "Restructuring of Deep Neural Network Acoustic Models with Singular Value Decomposition",
 Interspeech 2013; Izenman, "Reduced-rank regression for the multivariate linear model", Journal of Multivariate Analysis
 1975; Wang et al., "SVD-LLM: Truncation-aware Singular Value Decomposition for Large Language Model Compression", ICLR
@@ -25,7 +29,7 @@ class SplitMatmul(SplitPass):
 
     name: ClassVar[str] = "split-matmul"
     exact: ClassVar[bool] = False
-    ops: ClassVar[frozenset[str]] = frozenset({"Gemm", "MatMul"})
+    ops: ClassVar[frozenset[str]] = frozenset({"Attention", "Gemm", "MatMul"})
     block: ClassVar[int] = 8
 
     def methods(self) -> tuple[Method, ...]:

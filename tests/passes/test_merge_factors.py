@@ -18,6 +18,7 @@ from onnxopt.model import copy
 from onnxopt.passes.cleanup._linear import Layer, layer_of
 from onnxopt.passes.cleanup._operands import numbers
 from onnxopt.passes.lowrank._build import put_stages
+from onnxopt.passes.lowrank._products import refit_of
 from onnxopt.passes.lowrank._stages import Stage
 from onnxopt.passes.lowrank._svd import truncated
 from onnxopt.passes.lowrank.merge_factors import MergeFactors
@@ -244,7 +245,7 @@ def split_in_two(model: ir.Model, rank: int) -> ir.Model:
         Stage(a.T.reshape(-1, *kernel.shape[1:])),
         Stage(b.T.reshape(len(kernel), rank, *[1] * (kernel.ndim - 2))),
     ]
-    put_stages(layer, stages, None, editor)
+    put_stages([refit_of(layer.node, editor)], stages, [None], editor)
     return result
 
 

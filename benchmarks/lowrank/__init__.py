@@ -1,0 +1,1 @@
+"""Low-rank factorization: is it the best there is, what does it cost, does it pay?"""
