@@ -30,6 +30,8 @@ _FEW = 8
 """for each input fewer than so many."""
 
 _ROUNDING = 1e-9
+_MEMORY = 1 << 28
+"""So many bytes of moments are held at once, and as many to judge by."""
 
 Known = tuple[list[Moments], list[Moments]]
 """The moments of a layer at each of its nodes, to fit to and to judge by."""
@@ -196,14 +198,29 @@ def parts(layers: Sequence[Splittable], data: Data | None, log: Log) -> list[Par
             known.append(layer)
         else:
             _refuse(layer, f"what it reads is not known: {why}", log)
-    for layer, moments in zip(known, data.moments(known), strict=True):
-        if moments is None:
-            _refuse(layer, "it is not computed on these data", log)
-        else:
+    for together in _in_memory(known):
+        for layer, moments in zip(together, data.moments(together), strict=True):
+            if moments is None:
+                _refuse(layer, "it is not computed on these data", log)
+                continue
             judged = layer.problems(moments[1])
             middle = Form("svd", (max(1, full_rank("svd", layer.geometry) // 3),))
             found.append(Part(layer, damped(layer, moments[0], judged, middle), judged))
     return found
+
+
+def _in_memory(layers: Sequence[Splittable]) -> list[list[Splittable]]:
+    """``layers`` in groups whose moments fit into memory together."""
+    groups: list[list[Splittable]] = []
+    room = 0
+    for layer in layers:
+        size = sum(refit.bytes for refit in layer.refits)
+        if not groups or size > room:
+            groups.append([])
+            room = _MEMORY
+        groups[-1].append(layer)
+        room -= size
+    return groups
 
 
 def _refuse(layer: Splittable, why: str, log: Log) -> None:
