@@ -7,7 +7,7 @@ it back as an output) is carried here too, by each model its own: noise that is 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from onnxopt.runtime import Feeds, Session, Snapshot
 
 Array = Any
 
+_ELEMENTS = 1 << 20
+"""Of inputs, in one run: what a model computes of more takes much memory."""
+
 _AFFIX = re.compile(r"^(in|out|new|next|prev|last|past|present)[._]|[._]?(in|out|input|output|new|next|prev|n)$")
 
 
@@ -28,7 +31,7 @@ class Judge:
 
     def __init__(self, model: ir.Model, original: Snapshot, data: Dataset) -> None:
         self._carried = carried_state(model)
-        self._batches = [(batch.feeds, batch.labels) for batch in data.batches()]
+        self._data = data
         self.samples = len(data)
         """On how many samples it judges."""
         session = Session(original, optimize=True, threads=cores())
@@ -41,14 +44,27 @@ class Judge:
         """What became of the outputs. Raises ``EngineError`` if the model does not run."""
         found = self._run(Session(snapshot, optimize=True, threads=cores()))
         measure = Measure(self._names)
-        for (_, labels), expected, got in zip(self._batches, self._expected, found, strict=True):
+        for (_, labels), expected, got in zip(self._batches(), self._expected, found, strict=True):
             measure.add(expected, got, labels)
         return measure.result(self.samples)
+
+    def _batches(self) -> Iterator[tuple[Feeds, Array | None]]:
+        """Inputs and labels, of large samples fewer at a time; read anew each time, for memory."""
+        for batch in self._data.batches():
+            size = sum(int(np.size(array)) for array in batch.feeds.values())
+            rows = max(1, _ELEMENTS * batch.samples // max(size, 1))
+            if not self._data.stackable or rows >= batch.samples:
+                yield batch.feeds, batch.labels
+                continue
+            for start in range(0, batch.samples, rows):
+                cut = slice(start, start + rows)
+                labels = None if batch.labels is None else batch.labels[cut]
+                yield {name: array[cut] if array.ndim else array for name, array in batch.feeds.items()}, labels
 
     def _run(self, session: Session) -> list[Sequence[Array]]:
         state: dict[str, Array] = {}
         found: list[Sequence[Array]] = []
-        for feeds, _ in self._batches:
+        for feeds, _ in self._batches():
             given: Feeds = {**feeds, **{k: v for k, v in state.items() if v.shape == feeds[k].shape}}
             outputs = session.run(given, self._names)
             by_name = dict(zip(self._names, outputs, strict=True))
