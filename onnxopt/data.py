@@ -35,6 +35,8 @@ from onnxopt.runtime import Feeds, Session, Snapshot
 
 __all__ = ["MAX_PROBES", "MAX_SAMPLES", "Arrays", "Batch", "Dataset", "load_data", "load_probes", "random_data"]
 
+_ELEMENTS = 1 << 20
+"""About so many numbers go into a model at a time in ``small_batches``."""
 MAX_PROBES = 4
 """How many probes are made of data where each of them is a run of its own."""
 
@@ -71,6 +73,21 @@ class Dataset:
     def batches(self) -> Iterator[Batch]:
         """All samples, in batches as the model takes them."""
         return self._content.batches(self._units)
+
+    def small_batches(self) -> Iterator[Batch]:
+        """The same, of large samples fewer at a time where batches may be cut: what a model computes of many takes
+        much memory."""
+        for batch in self.batches():
+            size = sum(int(np.size(array)) for array in batch.feeds.values())
+            rows = max(1, _ELEMENTS * batch.samples // max(size, 1))
+            if not self.stackable or rows >= batch.samples:
+                yield batch
+                continue
+            for start in range(0, batch.samples, rows):
+                cut = slice(start, start + rows)
+                feeds = {name: array[cut] if array.ndim else array for name, array in batch.feeds.items()}
+                labels = None if batch.labels is None else batch.labels[cut]
+                yield Batch(feeds, labels, min(rows, batch.samples - start))
 
     def __len__(self) -> int:
         """The number of samples."""

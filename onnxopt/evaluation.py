@@ -127,7 +127,7 @@ def evaluate(before: Snapshot, after: Snapshot, data: Dataset) -> Quality:
     threads = cores()
     first, second = (Session(snapshot, optimize=True, threads=threads) for snapshot in (before, after))
     measure = Measure(first.outputs)
-    for batch in data.batches():
+    for batch in data.small_batches():
         measure.add(first.run(batch.feeds), second.run(batch.feeds, first.outputs), batch.labels)
     return measure.result(len(data))
 

@@ -87,7 +87,7 @@ class Statistics:
         model: ir.Model,
         data: Dataset,
         *,
-        memory: int = 1 << 30,
+        memory: int = 3 << 28,
         cache: Path | Literal["user"] | None = "user",
         on_progress: Callable[[str], None] | None = None,
     ) -> None:

@@ -367,3 +367,15 @@ def test_a_damaged_value_is_found_before_any_work(file: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"data\.npz"):
         load_data(file, graph(DYNAMIC))
+
+
+def test_large_samples_go_in_a_few_at_a_time() -> None:
+    model = graph("g (float[N,3,300,300] x) => (float[N,3,300,300] y) { y = Relu(x) }")
+    x = np.arange(10, dtype=np.float32)[:, None, None, None] * np.ones((1, 3, 300, 300), np.float32)
+    data = load_data({"x": x, "labels": np.arange(10)}, model)
+    batches = list(data.small_batches())
+    assert [batch.samples for batch in batches] == [3, 3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate([batch.feeds["x"] for batch in batches]), x)
+    assert np.concatenate([batch.labels for batch in batches if batch.labels is not None]).tolist() == list(range(10))
+    together = load_data([{"x": x}], model)
+    assert [batch.samples for batch in together.small_batches()] == [10], "what belongs together stays so"

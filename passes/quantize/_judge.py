@@ -7,7 +7,7 @@ it back as an output) is carried here too, by each model its own: noise that is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,6 @@ from onnxopt.probes import interface_inputs
 from onnxopt.runtime import Feeds, Session, Snapshot
 
 Array = Any
-
-_ELEMENTS = 1 << 20
-"""Of inputs, in one run: what a model computes of more takes much memory."""
 
 _AFFIX = re.compile(r"^(in|out|new|next|prev|last|past|present)[._]|[._]?(in|out|input|output|new|next|prev|n)$")
 
@@ -44,27 +41,15 @@ class Judge:
         """What became of the outputs. Raises ``EngineError`` if the model does not run."""
         found = self._run(Session(snapshot, optimize=True, threads=cores()))
         measure = Measure(self._names)
-        for (_, labels), expected, got in zip(self._batches(), self._expected, found, strict=True):
-            measure.add(expected, got, labels)
+        for batch, expected, got in zip(self._data.small_batches(), self._expected, found, strict=True):
+            measure.add(expected, got, batch.labels)
         return measure.result(self.samples)
-
-    def _batches(self) -> Iterator[tuple[Feeds, Array | None]]:
-        """Inputs and labels, of large samples fewer at a time; read anew each time, for memory."""
-        for batch in self._data.batches():
-            size = sum(int(np.size(array)) for array in batch.feeds.values())
-            rows = max(1, _ELEMENTS * batch.samples // max(size, 1))
-            if not self._data.stackable or rows >= batch.samples:
-                yield batch.feeds, batch.labels
-                continue
-            for start in range(0, batch.samples, rows):
-                cut = slice(start, start + rows)
-                labels = None if batch.labels is None else batch.labels[cut]
-                yield {name: array[cut] if array.ndim else array for name, array in batch.feeds.items()}, labels
 
     def _run(self, session: Session) -> list[Sequence[Array]]:
         state: dict[str, Array] = {}
         found: list[Sequence[Array]] = []
-        for feeds, _ in self._batches():
+        for batch in self._data.small_batches():
+            feeds = batch.feeds
             given: Feeds = {**feeds, **{k: v for k, v in state.items() if v.shape == feeds[k].shape}}
             outputs = session.run(given, self._names)
             by_name = dict(zip(self._names, outputs, strict=True))
