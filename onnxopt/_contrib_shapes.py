@@ -9,15 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from onnxopt._symbols import Dim, Dims, broadcast
+from onnxopt._symbols import Dim, Dims, Known, broadcast
 from onnxopt.nodes import attribute
-
-if TYPE_CHECKING:
-    from onnxopt.shapes import Facts
 
 _Result = tuple[int, Iterable[tuple[int, Dims]]]
 """The input that gives the type, and the shapes of outputs by position."""
@@ -40,7 +36,7 @@ class Like:
             return list(node.inputs[self.inputs])
         return [node.inputs[at] for at in self.inputs if at < len(node.inputs)]
 
-    def dtype(self, node: ir.Node, facts: Facts) -> ir.DataType | None:
+    def dtype(self, node: ir.Node, facts: Known) -> ir.DataType | None:
         """The type of the output of ``node``, if it is told by an input."""
         given = (node.inputs[at] for at in self.typed_by if at < len(node.inputs))
         value = next((value for value in given if value is not None), None)
@@ -76,7 +72,7 @@ def like(node: ir.Node) -> Like | None:
     return Like("Identity") if node.domain == "" and node.op_type in EXTRA_NORMALIZATIONS else None
 
 
-def written_out(node: ir.Node, facts: Facts) -> Iterator[tuple[ir.Value, ir.DataType | None, Dims]]:
+def written_out(node: ir.Node, facts: Known) -> Iterator[tuple[ir.Value, ir.DataType | None, Dims]]:
     """What the rules of this module say of the outputs of ``node``."""
     rule = _RULES.get(node.op_type) if node.domain == "com.microsoft" else None
     if rule is None:
@@ -105,24 +101,24 @@ def _has(node: ir.Node, at: int) -> bool:
     return at < len(node.inputs) and node.inputs[at] is not None
 
 
-def _dims(node: ir.Node, at: int, facts: Facts) -> Dims:
+def _dims(node: ir.Node, at: int, facts: Known) -> Dims:
     shape = facts.shape(_given(node, at))
     if shape is None:
         raise _Unknown
     return shape
 
 
-def _skip_normalization(node: ir.Node, facts: Facts) -> _Result:
+def _skip_normalization(node: ir.Node, facts: Known) -> _Result:
     x = _dims(node, 0, facts)
     return 0, [(0, x), (3, x)]
 
 
-def _embedding(node: ir.Node, facts: Facts) -> _Result:
+def _embedding(node: ir.Node, facts: Known) -> _Result:
     ids, table = _dims(node, 0, facts), _dims(node, 2, facts)
     return 2, [(0, (*ids, table[1])), (2, (*ids, table[1]))]
 
 
-def _fused_matmul(node: ir.Node, facts: Facts) -> _Result:
+def _fused_matmul(node: ir.Node, facts: Known) -> _Result:
     a, b = _dims(node, 0, facts), _dims(node, 1, facts)
     if len(a) < 2 or len(b) < 2 or attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0):
         raise _Unknown
@@ -130,11 +126,11 @@ def _fused_matmul(node: ir.Node, facts: Facts) -> _Result:
     return 0, [(0, (*broadcast(a[:-2], b[:-2]), rows, columns))]
 
 
-def _matmul_nbits(node: ir.Node, facts: Facts) -> _Result:
+def _matmul_nbits(node: ir.Node, facts: Known) -> _Result:
     return 0, [(0, (*_dims(node, 0, facts)[:-1], int(attribute(node, "N"))))]
 
 
-def _gather_block_quantized(node: ir.Node, facts: Facts) -> _Result:
+def _gather_block_quantized(node: ir.Node, facts: Known) -> _Result:
     table, indices = list(_dims(node, 0, facts)), _dims(node, 1, facts)
     if facts.dtype(_given(node, 0)) == ir.DataType.UINT8:
         table[-1] = _times(table[-1], 8 // int(attribute(node, "bits", 4)))  # several in a byte
@@ -142,7 +138,7 @@ def _gather_block_quantized(node: ir.Node, facts: Facts) -> _Result:
     return 2, [(0, (*table[:axis], *indices, *table[axis + 1 :]))]
 
 
-def _packed_attention(node: ir.Node, facts: Facts) -> _Result:
+def _packed_attention(node: ir.Node, facts: Known) -> _Result:
     """Queries, keys and values are projected from one input by one matrix, side by side."""
     x, weight = _dims(node, 0, facts), _dims(node, 1, facts)
     sizes = attribute(node, "qkv_hidden_sizes")
@@ -150,7 +146,7 @@ def _packed_attention(node: ir.Node, facts: Facts) -> _Result:
     return 0 if node.op_type == "Attention" else 3, [(0, (*x[:2], size))]
 
 
-def _multi_head_attention(node: ir.Node, facts: Facts) -> _Result:
+def _multi_head_attention(node: ir.Node, facts: Known) -> _Result:
     q = _dims(node, 0, facts)
     if len(q) == 5:  # queries, keys and values in one: (batch, length, heads, 3, size)
         size = _times(q[2], q[4])
@@ -162,7 +158,7 @@ def _multi_head_attention(node: ir.Node, facts: Facts) -> _Result:
     return 0, [(0, (*q[:2], size))]
 
 
-def _group_query_attention(node: ir.Node, facts: Facts) -> _Result:
+def _group_query_attention(node: ir.Node, facts: Known) -> _Result:
     q = _dims(node, 0, facts)
     size = q[2]
     if not _has(node, 1):  # queries, keys and values side by side
@@ -180,7 +176,7 @@ def _divided(dim: Dim, by: int) -> Dim:
     return dim // by if isinstance(dim, int) else None
 
 
-_RULES: dict[str, Callable[[ir.Node, Facts], _Result]] = {
+_RULES: dict[str, Callable[[ir.Node, Known], _Result]] = {
     "Attention": _packed_attention,
     "EmbedLayerNormalization": _embedding,
     "FusedMatMul": _fused_matmul,

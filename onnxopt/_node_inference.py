@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,11 +11,8 @@ import onnx.shape_inference
 import onnx_ir as ir
 
 from onnxopt._contrib_shapes import like, written_out
-from onnxopt._symbols import Dim, Dims
+from onnxopt._symbols import Dim, Dims, Known
 from onnxopt.nodes import constant_tensor
-
-if TYPE_CHECKING:
-    from onnxopt.shapes import Facts
 
 Found = tuple[ir.Value, ir.DataType | None, Dims | None]
 """An output with its type and dims, as far as they are known."""
@@ -29,7 +26,7 @@ WRONG_SLICE = 10
 """The version of Slice whose output, says onnx, keeps the symbols of all dims, also of those it cuts."""
 
 
-def inferred(node: ir.Node, facts: Facts, opset: int, computed: Computed) -> list[Found]:
+def inferred(node: ir.Node, facts: Known, opset: int, computed: Computed) -> list[Found]:
     """The outputs of ``node``, which is of this opset, of which something is known."""
     if node.domain == "":
         try:
@@ -46,7 +43,7 @@ def inferred(node: ir.Node, facts: Facts, opset: int, computed: Computed) -> lis
 
 
 def _by_onnx(
-    node: ir.Node, schema: onnx.defs.OpSchema, inputs: Sequence[ir.Value | None], facts: Facts, computed: Computed
+    node: ir.Node, schema: onnx.defs.OpSchema, inputs: Sequence[ir.Value | None], facts: Known, computed: Computed
 ) -> list[Found]:
     """What onnx infers for the outputs of ``node`` if it is an operator of this schema, with these inputs."""
     is_other = (node.domain, node.op_type) != ("", schema.name)

@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 Dim = int | str | None
 Dims = tuple[Dim, ...]
+
+
+class Known(Protocol):
+    """What is known of the values of a model."""
+
+    def shape(self, value: ir.Value, /) -> Dims | None:
+        """The dims of ``value``; ``None`` if not even the rank is known."""
+
+    def dtype(self, value: ir.Value, /) -> ir.DataType | None:
+        """The element type of ``value``; ``None`` if unknown or not a tensor."""
+
 
 Elements = npt.NDArray[np.object_]
 
