@@ -30,6 +30,7 @@ _FEW = 8
 """for each input fewer than so many."""
 
 _ROUNDING = 1e-9
+_HALF = 0.5
 _MEMORY = 1 << 28
 """So many bytes of moments are held at once, and as many to judge by."""
 
@@ -82,8 +83,12 @@ class Part:
 
     def damage(self, form: Form) -> float:
         """The noise at the outputs of the model in this form: noise follows what is lost up to the least that was
-        tried, and a power of it from there on, for large losses do more than their share."""
-        loss = self.gain * self.loss(form)
+        tried, and a power of it from there on, for large losses do more than their share. That noises add up holds
+        for small ones, so a layer that loses more than half of what it gives counts as noise as large as the signal."""
+        loss = self.loss(form)
+        if loss > _HALF:
+            return 1.0 + loss
+        loss *= self.gain
         if not self.tried:
             return loss
         losses, noises = np.maximum(self.tried, _ROUNDING).T
