@@ -36,6 +36,8 @@ from onnxopt.shape_values import ShapeValues
 from onnxopt.shapes import STANDARD_DOMAINS
 from onnxopt.traverse import graphs
 
+_OPERATORS = frozenset("+-*/%(")
+"""Without one of these a dim is no expression."""
 DEFAULT_SIZES = (1, 128)
 """The size of a dynamic dim that the user does not set: on the first axis of an input, and elsewhere."""
 
@@ -125,6 +127,8 @@ def _dim_name(value: ir.Value, axis: int, dim: int | ir.SymbolicDim) -> str:
 
 def _follows(name: str, dims: Mapping[str, int]) -> bool:
     """Whether a dim is computed of others of ``dims``."""
+    if not _OPERATORS & set(name):  # to parse a plain name would take longer than the rest
+        return False
     try:
         symbols = ir.SymbolicDim(name).free_symbols()
     except ValueError:  # no expression

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -404,3 +406,14 @@ def reported(model: ir.Model, feeds: Feeds, folder: Path) -> int:
         else:
             assert node.op_type not in ("ConvTranspose", "Einsum", "RNN", "ConvInteger", "MatMulInteger")
     return total
+
+
+def test_counting_needs_no_algebra() -> None:
+    """sympy takes longer to import than all the rest, and is for dims that are expressions."""
+    path = MODELS / "resnet8_mnist_hard" / "model.onnx"
+    code = (
+        "import sys; from onnxopt.macs import count_macs; from onnxopt.model import load; "
+        f"count_macs(load({str(path)!r})); print('sympy.core' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "False"
