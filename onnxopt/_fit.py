@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,17 @@ class Batch:
     labels: Array | None
     """The right answers, if there are any; the first axis counts samples."""
     samples: int
+
+    def cut(self, rows: int) -> Iterator[Batch]:
+        """The same along the first axis of each array, at most ``rows`` samples at a time."""
+        if rows >= self.samples:
+            yield self
+            return
+        for start in range(0, self.samples, rows):
+            part = slice(start, start + rows)
+            feeds = {name: array[part] if array.ndim else array for name, array in self.feeds.items()}
+            labels = None if self.labels is None else self.labels[part]
+            yield Batch(feeds, labels, min(rows, self.samples - start))
 
 
 class Inputs:

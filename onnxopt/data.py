@@ -80,14 +80,7 @@ class Dataset:
         for batch in self.batches():
             size = sum(int(np.size(array)) for array in batch.feeds.values())
             rows = max(1, _ELEMENTS * batch.samples // max(size, 1))
-            if not self.stackable or rows >= batch.samples:
-                yield batch
-                continue
-            for start in range(0, batch.samples, rows):
-                cut = slice(start, start + rows)
-                feeds = {name: array[cut] if array.ndim else array for name, array in batch.feeds.items()}
-                labels = None if batch.labels is None else batch.labels[cut]
-                yield Batch(feeds, labels, min(rows, batch.samples - start))
+            yield from batch.cut(rows if self.stackable else batch.samples)
 
     def __len__(self) -> int:
         """The number of samples."""

@@ -42,7 +42,6 @@ from onnxopt._accumulate import (
     RowsOf,
 )
 from onnxopt._expose import Readout, Tensors
-from onnxopt._fit import Batch
 from onnxopt._version import VERSION
 from onnxopt.data import Dataset
 from onnxopt.errors import DataError, EngineError
@@ -268,7 +267,8 @@ class Statistics:
         session, where = self._session(inner, shapes=False)
         done, said = 0, time.monotonic()
         for at, batch in enumerate(self._data.batches()):
-            for feeds in _cut(batch, rows):
+            for part in batch.cut(batch.samples if rows is None else rows):
+                feeds = part.feeds
                 found = {name: feeds[name] for name in names if name not in where and name in feeds}
                 if session is not None:
                     found |= self._fetch(session, where, feeds, at)
@@ -348,15 +348,6 @@ def _range(histogram: Histogram) -> Range:
 
 def _channels_of(axis: int, name: str) -> ChannelsOf:
     return ChannelsOf(axis)
-
-
-def _cut(batch: Batch, rows: int | None) -> Iterator[dict[str, Array]]:
-    """The batch cut along the first axis."""
-    if rows is None or rows >= batch.samples:
-        yield batch.feeds
-        return
-    for start in range(0, batch.samples, rows):
-        yield {n: array[start : start + rows] if array.ndim else array for n, array in batch.feeds.items()}
 
 
 def _pack(result: type[Any], known: Mapping[str, Any]) -> dict[str, Array]:

@@ -9,7 +9,6 @@ the model after ``cleanup`` alone, so that they are those of the factorization.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -21,9 +20,8 @@ from onnxopt.macs import count_macs
 
 from benchmarks import facts, judge
 from benchmarks.lowrank import peers
-from benchmarks.lowrank.cases import Case, Feed, case
+from benchmarks.lowrank.cases import Case, case
 from benchmarks.prune.counts import parameters
-from benchmarks.quantize.latency import LIMIT, PAIRS, SLICE, spent
 from benchmarks.quantize.score import Energy, guess
 
 Record = dict[str, Any]
@@ -44,7 +42,7 @@ def tried(one: Case, way: str, folder: Path) -> Record:
     except (onnxopt.OnnxoptError, ValueError) as error:
         return {"failure": str(error)}
     took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    return made | took | size(clean, target) | quality(one, clean, target) | {"latency": latency(one, clean, target)}
+    return made | took | size(clean, target) | quality(one, clean, target) | {"latency": ratio(clean, target, one.one)}
 
 
 def ours(one: Case, pipeline: str, target: Path) -> Record:
@@ -84,22 +82,6 @@ def quality(one: Case, clean: Path, target: Path) -> Record:
                 right[at] += int((guess(answer[one.output]) == labels).sum())
     decibels = [d for each in energies.values() if (d := each.decibel()) is not None]
     return {"sqnr": min(decibels), "accuracy": [100 * each / count for each in right] if count else None}
-
-
-def latency(one: Case, clean: Path, target: Path) -> list[float]:
-    """Ratio of CPU times of one thread, the two in turn, one sample a run: median, and the middle half."""
-    sessions = [judge.session(path, "ORT_ENABLE_ALL") for path in (clean, target)]
-    feed: Feed = one.one
-    once = max(min(spent(session, feed, 3)[1] for _ in range(3)) for session in sessions)
-    runs = max(1, round(SLICE / max(once, 1e-6)))
-    ratios: list[float] = []
-    start = time.perf_counter()
-    while len(ratios) < PAIRS[0] or (len(ratios) < PAIRS[1] and time.perf_counter() - start < LIMIT):
-        order = (0, 1) if len(ratios) % 2 else (1, 0)
-        took = {i: spent(sessions[i], feed, runs)[1] for i in order}
-        ratios.append(took[1] / took[0])
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return [middle, low, high]
 
 
 def main() -> None:

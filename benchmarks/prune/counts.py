@@ -12,9 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import statistics
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from onnxopt.passes.prune.prune_channels import PruneChannels
 
 from benchmarks import facts, judge, probes
 from benchmarks.prune.prepared import prepared
-from benchmarks.quantize.latency import LIMIT, PAIRS, SLICE, spent
+from benchmarks.quantize import latency
 
 Record = dict[str, Any]
 RATIOS = (0.3, 0.5)
@@ -65,24 +63,8 @@ def measured(path: Path, folder: Path) -> Record:
         usual = PruneChannels(ratio=ratio, importance="l2")
         found["default"][key] = record = pruned(path, clean, usual, folder / f"default-{ratio}.onnx")
         if record["changed"] and record["state"] == "ok":
-            record["latency"] = latency(path, folder / f"default-{ratio}.onnx")
+            record["latency"] = latency.ratio(path, folder / f"default-{ratio}.onnx", probes.feeds(path)[0])
     return found
-
-
-def latency(before: Path, after: Path) -> list[float]:
-    """Ratio of CPU times of one thread, the two in turn: median, and the middle half."""
-    feed = probes.feeds(before)[0]
-    sessions = [judge.session(path, "ORT_ENABLE_ALL") for path in (before, after)]
-    once = max(min(spent(session, feed, 3)[1] for _ in range(3)) for session in sessions)
-    runs = max(1, round(SLICE / max(once, 1e-6)))
-    ratios: list[float] = []
-    start = time.perf_counter()
-    while len(ratios) < PAIRS[0] or (len(ratios) < PAIRS[1] and time.perf_counter() - start < LIMIT):
-        order = (0, 1) if len(ratios) % 2 else (1, 0)
-        took = {i: spent(sessions[i], feed, runs)[1] for i in order}
-        ratios.append(took[1] / took[0])
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return [middle, low, high]
 
 
 def pruned(path: Path, clean: ir.Model, pass_: PruneChannels, target: Path) -> Record:

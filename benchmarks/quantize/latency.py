@@ -61,6 +61,21 @@ def compare(task: Task, candidate: Path) -> dict[str, Any]:
     }
 
 
+def ratio(before: Path, after: Path, feed: Feed) -> list[float]:
+    """Of CPU times on one sample: median over pairs, and the middle half."""
+    sessions = [judge.session(path, "ORT_ENABLE_ALL") for path in (before, after)]
+    once = max(min(spent(session, feed, 3)[1] for _ in range(3)) for session in sessions)
+    runs = max(1, round(SLICE / max(once, 1e-6)))
+    ratios: list[float] = []
+    start = time.perf_counter()
+    while len(ratios) < PAIRS[0] or (len(ratios) < PAIRS[1] and time.perf_counter() - start < LIMIT):
+        order = (0, 1) if len(ratios) % 2 else (1, 0)
+        took = {i: spent(sessions[i], feed, runs)[1] for i in order}
+        ratios.append(took[1] / took[0])
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return [middle, low, high]
+
+
 def main() -> None:
     task, candidate = tasks.load(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     print(json.dumps(compare(task, candidate)))

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 Method = Literal["svd", "input-svd", "spatial-svd", "tucker", "cp", "separable"]
-METHODS: tuple[Method, ...] = ("svd", "input-svd", "spatial-svd", "tucker", "cp", "separable")
 
 _LARGEST = {"input-svd": 1 << 20, "spatial-svd": 1 << 20, "tucker": 1 << 20, "cp": 1 << 18}
 """Kernels with more weights take too long to fit, many seconds each."""
@@ -100,8 +99,8 @@ def macs(stages: Sequence[tuple[int, ...]], geometry: Geometry) -> int:
 
 
 def forms(method: Method, geometry: Geometry, multiple: int) -> Iterator[Form]:
-    """The forms by this method with fewer weights or less arithmetic than the layer, from the smallest on; ranks are
-    multiples of ``multiple``."""
+    """The forms by this method with less arithmetic than the layer, from the smallest on; ranks are multiples of
+    ``multiple``."""
     if not applies(method, geometry.kernel):
         return
     for ranks in _ranks(method, geometry, multiple):

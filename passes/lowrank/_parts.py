@@ -31,6 +31,7 @@ _FEW = 8
 
 _ROUNDING = 1e-9
 _HALF = 0.5
+"""Losses above this do not add up any more."""
 _MEMORY = 1 << 28
 """So many bytes of moments are held at once, and as many to judge by."""
 

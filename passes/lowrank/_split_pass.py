@@ -156,7 +156,7 @@ class SplitPass(Pass):
         if together:
             trials.weigh(known, self._options)
             self._compare_methods(known)
-        noise = None if self.min_sqnr is None else 10 ** (-self.min_sqnr / 10)
+        noise = allowed = None if self.min_sqnr is None else 10 ** (-self.min_sqnr / 10)
         for _ in range(_TRIES):
             open_ = [part for part in known if not part.chosen.reason]
             for part in open_:
@@ -169,12 +169,11 @@ class SplitPass(Pass):
                         _, part.chosen.form = part.best_of(self.methods(), self._multiple, part.chosen.form)
             stay = self.timed and trials.time(known)
             made = None
-            if self.min_sqnr is not None and any(part.chosen.form for part in known):
+            if noise is not None and any(part.chosen.form for part in known):
                 trial = replace(context, editor=context.editor.copy(), gate=Gate())
                 build(known, data, trial, Log(self, trial))
                 made = trials.noise_of(trial.editor.model)
-            allowed = 10 ** (-(self.min_sqnr or 0.0) / 10)
-            if made is not None and noise is not None and made > allowed:
+            if made is not None and noise is not None and allowed is not None and made > allowed:
                 noise *= 0.8 * allowed / made
             elif not stay:
                 return

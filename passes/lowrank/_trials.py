@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -35,9 +36,12 @@ class Trials:
     def __init__(self, context: Context, feeds: Feeds | None) -> None:
         """``feeds`` is what time is measured on; ``None``: it is not."""
         self._context, self._feeds = context, feeds
-        model = context.editor.model
-        samples = context.evaluation
-        self._judge = None if samples is None else Judge(model, Snapshot.of(model), samples.take(_JUDGES))
+
+    @cached_property
+    def _judge(self) -> Judge | None:
+        """Made when it is asked for: it runs the model."""
+        model, samples = self._context.editor.model, self._context.evaluation
+        return None if samples is None else Judge(model, Snapshot.of(model), samples.take(_JUDGES))
 
     def noise(self, wanted: Mapping[Part, Form]) -> float | None:
         """The noise at the outputs, in units of the signal, with these layers split; ``None`` if it is not known."""
