@@ -1,0 +1,156 @@
+"""Train a model to give what a teacher gives.
+
+By default the teacher is the model as it was before the pipeline changed what it computes, and the student the model
+under edit: ``prune-channels{ratio=0.5},reconstruct,distill`` wins back what pruning took, without labels. Any other
+model with the same inputs can be the teacher too.
+
+Scores of classes are compared through softmax at a temperature ``T``, times ``T²``; with labels a ``hard`` share of the
+loss is the cross-entropy. Outputs that are no scores are to come near the teacher's by the mean square of the
+difference, in units of the variance of the teacher's. ``features`` adds the same for maps inside, where they are active
+(attention transfer): of the values that both models compute under one name and that have places, one for each size.
+
+Sources: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015; Zagoruyko and Komodakis,
+"Paying More Attention to Attention", ICLR 2017; Romero, Ballas, Kahou, Chassang, Gatta and Bengio, "FitNets", ICLR 2015
+(maps inside).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.data import Dataset
+from onnxopt.errors import DataError, ModelError, OptionError
+from onnxopt.graph import Editor
+from onnxopt.model import load
+from onnxopt.pass_base import Context, Refuse
+from onnxopt.passes.distill._training import Lesson, TrainingPass, label_kind
+from onnxopt.runtime import Session, Snapshot
+from onnxopt.train import AttentionTransfer, CrossEntropy, Distillation, Loss, MeanSquaredError, WeightedSum
+from onnxopt.train.loss_graph import before_softmax
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(TrainingPass):
+    """Train a model to give what a teacher gives."""
+
+    name: ClassVar[str] = "distill"
+    exact: ClassVar[bool] = False
+
+    teacher: str = ""
+    """A file with the teacher; by default the model before the pipeline changed what it computes."""
+    temperature: float = 4.0
+    """Scores are divided by this, above 0, before softmax."""
+    hard: float = 0.1
+    """The share of the loss that the labels have, if there are any, in [0, 1]."""
+    features: float = 0.0
+    """The weight of maps inside; 0: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise OptionError(f"{self.name}.temperature is above 0, got {self.temperature}")
+        if not 0 <= self.hard <= 1:
+            raise OptionError(f"{self.name}.hard is a share in [0, 1], got {self.hard}")
+        if not self.features >= 0:
+            raise OptionError(f"{self.name}.features is 0 or more, got {self.features}")
+
+    def lesson(self, model: ir.Model, context: Context) -> Lesson:
+        assert context.data is not None
+        teacher = self._teacher() if self.teacher else context.original
+        if teacher is None:
+            raise Refuse("the model is as it was, so there is nothing to learn: change it first, or name a teacher")
+        student, original = Editor(model), Editor(teacher)
+        spread = _spread(teacher, context.data)
+        losses: list[tuple[float, Loss]] = []
+        hard = self.hard if label_kind(context.data) in ("i", "u") else 0.0
+        for own, taught in zip(model.graph.outputs, _counterparts(student, original), strict=True):
+            if taught is None:
+                continue
+            name, source = str(own.name), str(taught.name)
+            if _is_score(own, student):
+                losses.append((1 - hard, Distillation(self.temperature, name, source)))
+            elif spread[source] > 0:
+                losses.append((1 / spread[source], MeanSquaredError(name, source)))
+        if not losses:
+            raise Refuse("it has no float output that the teacher gives too")
+        if hard:
+            losses.append((hard, CrossEntropy()))
+        losses += [(self.features, AttentionTransfer(name, name)) for name in _maps(student, original) if self.features]
+        loss = losses[0][1] if len(losses) == 1 else WeightedSum(tuple(losses))
+        return Lesson(loss=loss, teacher=teacher)
+
+    def _teacher(self) -> ir.Model:
+        try:
+            return load(self.teacher)
+        except ModelError as error:
+            raise OptionError(f"{self.name}.teacher: {error}") from error
+
+
+def _counterparts(student: Editor, teacher: Editor) -> Iterator[ir.Value | None]:
+    """For each output of the student that of the teacher: of the same name, or else in the same place. ``None`` for one
+    that is not of floats. Raises ``DataError`` if the teacher has none of its shape."""
+    outputs = teacher.model.graph.outputs
+    named = {value.name: value for value in outputs}
+    for at, own in enumerate(student.model.graph.outputs):
+        if (dtype := student.dtype(own)) is None or not dtype.is_floating_point():
+            yield None
+            continue
+        found = named.get(own.name) or (outputs[at] if at < len(outputs) else None)
+        sizes = student.shape(own), None if found is None else teacher.shape(found)
+        if found is None or (None not in sizes and not _may_be_alike(*sizes)):
+            raise DataError(f"the teacher has no output like {own.name!r}, {sizes[0]}: it gives {sizes[1]}")
+        yield found
+
+
+def _may_be_alike(first: object, second: object) -> bool:
+    assert isinstance(first, tuple)
+    assert isinstance(second, tuple)
+    both = zip(first, second, strict=False)
+    return len(first) == len(second) and all(a == b for a, b in both if isinstance(a, int) and isinstance(b, int))
+
+
+def _is_score(value: ir.Value, editor: Editor) -> bool:
+    """Whether the last axis holds scores of classes: a softmax makes it, or it is a row a sample of more than one."""
+    shape = editor.shape(value)
+    if before_softmax(value) is not value:
+        return True
+    return shape is not None and len(shape) == 2 and shape[1] != 1
+
+
+def _spread(teacher: ir.Model, data: Dataset) -> dict[str, float]:
+    """The variance of each float output of the teacher."""
+    session = Session(Snapshot.of(teacher), optimize=True)
+    batch = next(iter(data.take(64).batches()))
+    if missing := [name for name in session.inputs if name not in batch.feeds]:
+        raise DataError(f"the teacher has an input {missing[0]!r}, which is none of the model; name them alike")
+    found = session.run({name: batch.feeds[name] for name in session.inputs})
+    pairs = zip(session.outputs, found, strict=True)
+    return {
+        name: float(np.var(x, dtype=np.float64))
+        for name, x in pairs
+        if isinstance(x, np.ndarray) and x.dtype.kind == "f"
+    }
+
+
+def _is_float(found: object) -> bool:
+    return isinstance(found, np.ndarray) and found.dtype.kind == "f"
+
+
+def _maps(student: Editor, teacher: Editor) -> list[str]:
+    """Values of both that have places (N, C, …): the last of each size."""
+    known = {value.name: value for node in teacher.model.graph for value in node.outputs}
+    found: dict[tuple[int, ...], str] = {}
+    for node in student.model.graph:
+        for value in node.outputs:
+            other, shape = known.get(value.name), student.shape(value)
+            if other is None or shape is None or len(shape) < 3:
+                continue
+            places = tuple(d for d in shape[2:] if isinstance(d, int))
+            if len(places) == len(shape) - 2 and (teacher.shape(other) or ())[2:] == places and max(places) > 1:
+                found[places] = str(value.name)
+    return list(found.values())
