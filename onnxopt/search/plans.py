@@ -1,0 +1,76 @@
+"""Plans as pipelines: which passes with which options carry a plan out, and the recipe that says so."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxopt import recipes
+from onnxopt.graph import label
+from onnxopt.pass_base import Pass
+from onnxopt.passes.distill.distill import Distill
+from onnxopt.passes.lowrank.split_conv import SplitConv
+from onnxopt.passes.lowrank.split_matmul import SplitMatmul
+from onnxopt.passes.prune.prune_channels import PruneChannels
+from onnxopt.passes.prune.reconstruct import Reconstruct
+from onnxopt.passes.quantize._roles import LAYERS
+from onnxopt.passes.quantize.quantize_static import QuantizeStatic
+from onnxopt.search.allocation import Plan
+
+_BATCH = 32
+
+
+def structure(plan: Plan, cleaned: ir.Model) -> list[Pass]:
+    """The passes that prune and split, and recover what that took; ``cleaned`` is the model before them."""
+    passes: list[Pass] = []
+    if plan.prune:
+        chosen = tuple((glob.escape(name), share) for name, share in plan.prune)
+        passes += [PruneChannels(ratios=(*chosen, ("*", 0.0)), timed=False), Reconstruct()]
+    ops = {label(node): node.op_type for node in cleaned.graph}
+    for kind in (SplitConv, SplitMatmul):
+        for rank in sorted({rank for name, rank in plan.split if ops[name] in kind.ops}):
+            names = tuple(glob.escape(name) for name, r in plan.split if r == rank and ops[name] in kind.ops)
+            passes.append(kind(include=names, rank=rank, timed=False))
+    if plan.epochs and passes:
+        passes.append(Distill(epochs=plan.epochs, batch=_BATCH))
+    return passes
+
+
+def measured_integers(plan: Plan, cleaned: ir.Model) -> QuantizeStatic:
+    """Quantization wherever it pays, but for the layers that the plan leaves in floats."""
+    left = [name for node in cleaned.graph if node.op_type in LAYERS and (name := label(node)) not in plan.integers]
+    globs = [each for name in left for each in (glob.escape(name), f"{glob.escape(name)}_[0-9]")]
+    return QuantizeStatic(exclude=tuple(globs), max_drop=1.0)
+
+
+def fixed_integers(nodes: Sequence[str]) -> QuantizeStatic:
+    """Quantization of just these nodes, with nothing left to measure."""
+    return QuantizeStatic(include=tuple(map(glob.escape, nodes)), placement="all")
+
+
+def recipe_text(passes: Sequence[Pass], share: float, description: str) -> str:
+    """A recipe file that runs these passes after cleanup, on the first ``share`` of the samples."""
+    lines = [f"description = {_toml(description)}", f"data_share = {share!r}", "", "[[pass]]", 'recipe = "cleanup"']
+    for pass_ in passes:
+        lines += ["", "[[pass]]", f"name = {_toml(pass_.name)}"]
+        lines += [f"{option} = {_toml(value)}" for option, value in pass_.options().items()]
+    return "\n".join(lines) + "\n"
+
+
+def pipeline(passes: Sequence[Pass]) -> list[Pass]:
+    """The same as passes."""
+    return [*recipes.recipe("cleanup"), *passes]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

@@ -1,0 +1,281 @@
+"""What may be done to a model: each layer or group of channels, in each way, with what that gains and harms alone.
+
+Harm is the noise at the outputs in units of the signal, with that change only, after what recovers from it without
+training; gains are seconds, multiply–accumulates and bytes. Times come from whole models in which everything is
+changed in one way, kernel by kernel: a layer that is timed alone would leave out what its neighbours have to do for it.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import onnx_ir as ir
+
+from onnxopt.channels import Group
+from onnxopt.errors import EngineError
+from onnxopt.graph import Editor, constant_tensor, label
+from onnxopt.kernels import by_place, kernel_times, mark, places
+from onnxopt.macs import count_macs
+from onnxopt.passes.lowrank.split_conv import SplitConv
+from onnxopt.passes.lowrank.split_matmul import SplitMatmul
+from onnxopt.passes.prune._structured import trial
+from onnxopt.passes.prune.reconstruct import Reconstruct
+from onnxopt.passes.quantize._roles import LAYERS
+from onnxopt.passes.quantize.quantize_static import QuantizeStatic
+from onnxopt.runtime import Feeds, Snapshot
+from onnxopt.search.bench import Bench, file_size, unpack
+from onnxopt.search.jobs import Evaluations, Failure, Job
+
+Method = Literal["prune", "split", "quantize"]
+METHODS: tuple[Method, ...] = ("prune", "split", "quantize")
+
+SHARES = (0.5, 0.25, 0.75, 0.125)
+"""The shares of its channels that a group may lose, those first that tell most."""
+RANKS = (0.25, 0.5)
+"""The shares of its rank that a layer may be split at."""
+_RUINED = 1e3
+"""More noise, in units of the signal, is all the same."""
+_FITTED = 256
+"""To so many samples readers are fitted anew."""
+_MATTERS = 0.003
+"""A layer that has less than this share of the time, of the arithmetic and of the bytes is left alone."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one change does: the noise that it makes, and what it saves."""
+
+    noise: float
+    seconds: float
+    macs: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class GroupLevels:
+    """A group of channels, and what it is to lose shares of them."""
+
+    name: str
+    layers: tuple[str, ...]
+    """The layers that make the channels,"""
+    readers: tuple[str, ...]
+    """and the other layers whose weights have slices for them."""
+    levels: dict[float, Effect]
+    """By the share of channels that go."""
+
+
+@dataclass(frozen=True)
+class LayerLevels:
+    """A layer, and what it is to write it as factors, or to compute it with integers."""
+
+    name: str
+    op: str
+    seconds: float
+    macs: float
+    bytes: float
+    """Of its weights;"""
+    split: dict[float, Effect]
+    """by the share of the rank that is left;"""
+    integers: Effect | None
+    """``None`` where the target has no integer kernel for it."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """All that may be done."""
+
+    groups: tuple[GroupLevels, ...]
+    layers: tuple[LayerLevels, ...]
+    seconds: float
+    macs: float
+    bytes: float
+    """What the whole model costs."""
+    left: tuple[tuple[str, str], ...] = ()
+    """Groups of channels of which none goes, with the reason."""
+
+    @property
+    def size(self) -> int:
+        """How many changes there are."""
+        split = sum(len(layer.split) + (layer.integers is not None) for layer in self.layers)
+        return split + sum(len(group.levels) for group in self.groups)
+
+
+def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations) -> Space:
+    """Measure every change by ``methods``; those that there is no time for are not in what is returned.
+
+    Raises ``EngineError`` if the model does not run.
+    """
+    cleaned = bench.cleaned
+    timed = evaluations.remembered("times", dict[str, float], lambda: node_seconds(cleaned, bench.feeds))
+    macs, weights = _macs(cleaned), _weights(cleaned)
+    seconds, all_macs, size = sum(timed.values()), sum(macs.values()), float(file_size(cleaned))
+
+    def matters(names: Sequence[str]) -> bool:
+        parts = ((timed, seconds), (macs, all_macs), (weights, size))
+        return any(sum(part.get(name, 0.0) for name in names) > _MATTERS * whole for part, whole in parts)
+
+    integers = _integers(evaluations) if "quantize" in methods else {}
+    groups: tuple[GroupLevels, ...] = ()
+    left: list[tuple[str, str]] = []
+    if "prune" in methods:
+        small = [group.name for group in bench.groups if not matters(_nodes(group))]
+        left = [*bench.frozen, *((name, "it has next to nothing of time, arithmetic and bytes") for name in small)]
+        groups = _groups([g for g in bench.groups if matters(_nodes(g))], timed, bench, evaluations)
+    ops = {label(node): node.op_type for node in cleaned.graph}
+    names = [name for name in ops if weights.get(name) and matters([name])]
+    split = _split(names, ops, evaluations) if "split" in methods else {}
+    layers = []
+    for name in (name for name in ops if weights.get(name) or name in integers):
+        own, weight = macs.get(name, 0.0), weights.get(name, 0.0)
+        levels = {
+            rank: Effect(noise, saved, own * share, weight * share)
+            for rank, (noise, saved, share) in split.get(name, {}).items()
+        }
+        quantized = None
+        if name in integers:
+            saved, noise = integers[name]
+            quantized = Effect(noise, saved, 0.0, weight * 0.75)
+        layers.append(LayerLevels(name, ops[name], timed.get(name, 0.0), own, weight, levels, quantized))
+    return Space(groups, tuple(layers), seconds, all_macs, size, tuple(left))
+
+
+def _groups(
+    groups: Sequence[Group], timed: Mapping[str, float], bench: Bench, evaluations: Evaluations
+) -> tuple[GroupLevels, ...]:
+    wanted = [(group, share, bench.least(group, share)) for share in SHARES for group in groups]
+    wanted = [each for each in wanted if each[2]]
+    jobs = [
+        Job(pruning_noise, (group.number, share), float, f"what {share:.0%} of the channels of a layer are worth")
+        for group, share, _ in wanted
+    ]
+    touched = {group.number: _nodes(group) for group in groups}
+    shared = Counter(name for names in touched.values() for name in names)
+    pruned = {}
+    for share in SHARES:
+        what = f"times without {share:g} of the channels"
+        pruned[share] = evaluations.remembered(what, dict[str, float], partial(_seconds_without, groups, share, bench))
+    levels: dict[int, dict[float, Effect]] = {group.number: {} for group in groups}
+    for (group, share, gone), noise in zip(wanted, evaluations.run(jobs), strict=True):
+        if isinstance(noise, Failure) or not pruned[share]:
+            continue
+        saved = sum((timed.get(n, 0) - pruned[share].get(n, 0)) / shared[n] for n in touched[group.number])
+        left = {group.number: group.size - len(gone)}
+        macs = bench.costs.macs({}) - bench.costs.macs(left)
+        parameters = bench.costs.parameters({}) - bench.costs.parameters(left)
+        levels[group.number][share] = Effect(noise, saved, macs, 4 * parameters)
+    found = []
+    for group in groups:
+        if levels[group.number]:
+            makers = tuple(map(label, group.makers))
+            readers = tuple(name for name in touched[group.number] if name not in makers)
+            found.append(GroupLevels(group.name, makers, readers, levels[group.number]))
+    return tuple(found)
+
+
+def pruning_noise(shared: bytes, number: int, share: float) -> float:
+    """A job: the noise of the cleaned model without this share of one group, with its readers fitted anew."""
+    bench = unpack(shared)
+    group = next(each for each in bench.groups if each.number == number)
+    context = bench.context(trial(bench.cleaned, "channel", {group.number: bench.least(group, share)}))
+    assert context.data is not None
+    context.data = context.data.take(_FITTED)
+    Reconstruct(include=tuple(map(glob.escape, _nodes(group)))).run(context)
+    return min(bench.judge.quality(Snapshot.of(context.editor.model)).noise, _RUINED)
+
+
+def _seconds_without(groups: Sequence[Group], share: float, bench: Bench) -> dict[str, float]:
+    """The time of each node if every group loses this share; nothing if that model does not run."""
+    chosen = {group.number: bench.least(group, share) for group in groups}
+    try:
+        return node_seconds(trial(bench.cleaned, "channel", chosen), bench.feeds)
+    except EngineError:
+        return {}
+
+
+def _split(
+    names: Sequence[str], ops: Mapping[str, str], evaluations: Evaluations
+) -> dict[str, dict[float, tuple[float, float, float]]]:
+    """By layer and share of the rank: noise, seconds saved, and the share of the arithmetic that is saved."""
+    able = [name for name in names if ops[name] in SplitConv.ops | SplitMatmul.ops]
+    jobs = [Job(splitting, (name,), dict[float, tuple[float, float, float]], "what factors are worth") for name in able]
+    results = zip(able, evaluations.run(jobs), strict=True)
+    return {name: found for name, found in results if not isinstance(found, Failure)}
+
+
+def splitting(shared: bytes, name: str) -> dict[float, tuple[float, float, float]]:
+    """A job: what one layer as two factors is worth, by the share of its rank."""
+    bench = unpack(shared)
+    op = next(node.op_type for node in bench.cleaned.graph if label(node) == name)
+    kind = SplitConv if op in SplitConv.ops else SplitMatmul
+    rows = kind(include=(glob.escape(name),)).survey(bench.context(bench.cleaned), RANKS)
+    return {  # a larger rank may save nothing, and has no row then
+        share: (_noise(db), (before - after) * 1e-6, 1 - macs)
+        for share, (_, _, macs, _, before, after, db) in zip(RANKS, rows, strict=False)
+        if not math.isnan(after)
+    }
+
+
+def _integers(evaluations: Evaluations) -> dict[str, tuple[float, float]]:
+    """By layer: seconds that integers save, and their noise."""
+    (rows,) = evaluations.run([Job(quantizing, (), dict[str, tuple[float, float]], "what integers are worth")])
+    return {} if isinstance(rows, Failure) else rows
+
+
+def quantizing(shared: bytes) -> dict[str, tuple[float, float]]:
+    """A job: what integers are worth in each layer."""
+    bench = unpack(shared)
+    rows = QuantizeStatic().survey(bench.context(bench.cleaned))
+    return {
+        name: ((as_float - as_integer) * 1e-6, _noise(db))
+        for name, op, as_float, as_integer, db in rows
+        if op in LAYERS
+    }
+
+
+def node_seconds(model: ir.Model, feeds: Feeds) -> dict[str, float]:
+    """How long each node takes, by its label. Raises ``EngineError`` if the model does not run."""
+    editor = Editor(model).copy()
+    names = [label(node) for node in editor.model.graph]
+    mark(editor.model)
+    at = places(editor.model)
+    times = by_place(kernel_times(Snapshot.of(editor.model), feeds), at)
+    found: dict[str, float] = {}
+    for node, name in zip(editor.model.graph, names, strict=True):
+        place = at.get(node.outputs[0].name or "") if node.outputs else None
+        if place is not None:
+            found[name] = found.get(name, 0.0) + sum(each.seconds for each in times.get(place, ()))
+    return found
+
+
+def _nodes(group: Group) -> list[str]:
+    return list(dict.fromkeys(label(node) for member in group.members for node in member.nodes))
+
+
+def _macs(model: ir.Model) -> dict[str, float]:
+    """By the label of each node that has any."""
+    counted = count_macs(model).by_output
+    found: dict[str, float] = {}
+    for node in model.graph:
+        if node.outputs and (own := counted.get(node.outputs[0].name or "", 0)):
+            found[label(node)] = found.get(label(node), 0.0) + own
+    return found
+
+
+def _weights(model: ir.Model) -> dict[str, float]:
+    """The bytes of each node's constants of two axes or more."""
+    return {
+        label(node): float(
+            sum(t.nbytes for v in node.inputs if (t := constant_tensor(v)) is not None and len(t.shape) > 1)
+        )
+        for node in model.graph
+    }
+
+
+def _noise(decibels: float | None) -> float:
+    return 0.0 if decibels is None else min(10 ** (-decibels / 10), _RUINED)
