@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from onnxopt.pipeline import PassManager as PassManager
     from onnxopt.recipes import parse_pipeline as parse_pipeline
     from onnxopt.recipes import recipe as recipe
+    from onnxopt.report import write_report as write_report
 
 __version__ = VERSION
 
@@ -49,6 +50,7 @@ _HOMES = {
     "recipe": "recipes",
     "save": "model",
     "to_graphsurgeon": "interop",
+    "write_report": "report",
 }
 
 __all__ = [*sorted(_HOMES)]

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 BINS = 2048
 """The bins of a histogram, at least."""
 
-_BLOCK = 1 << 13
+_BLOCK = 1 << 14
 """So many elements are binned at once: they stay in the processor's cache, and need no new pages of memory."""
 _FLOAT32, _EXACT = 120, 1 << 22
 """Bins whose width has an exponent within the one, and whose edges numbers within the other, can be counted in float32.
@@ -50,6 +50,7 @@ class Histogram(Range):
     The width is a power of two and every edge a multiple of it, except that the first bin begins at ``low`` and the
     last, which includes it, ends at ``high``. There are more than ``BINS`` bins and at most twice as many, but for
     tensors of a single value. A value within float32 rounding of the edge between two bins may count for either.
+    Of large tensors some values are counted for all.
     """
 
     first: float
@@ -137,10 +138,13 @@ class RangeOf(Accumulator[Range]):
 class HistogramOf(Accumulator[Histogram]):
     """The histogram of a tensor, over a range that grows: where it takes too many bins, they are merged in pairs.
 
-    Edges are multiples of a power of two, so that a merged bin holds exactly what its two held.
+    Edges are multiples of a power of two, so that a merged bin holds exactly what its two held. Of rows (slices along
+    the first axis) of more than ``limit`` values, every n-th is counted, n times, and the least and the greatest value
+    besides; the range is that of all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = 1 << 62) -> None:
+        self._limit = limit
         self._range = RangeOf()
         self._exponent = 0  # of the width
         self._first = 0
@@ -157,12 +161,17 @@ class HistogramOf(Accumulator[Histogram]):
         narrow = array.dtype != np.float64 and abs(self._exponent) < _FLOAT32 and max(-self._first, last) < _EXACT
         dtype = np.dtype(np.float32 if narrow else np.float64)
         scale, first = dtype.type(2.0**-self._exponent), dtype.type(self._first)
-        flat = array.reshape(-1)
-        for start in range(0, flat.size, _BLOCK):
-            block: Array = flat[start : start + _BLOCK].astype(dtype)
-            np.multiply(block, scale, out=block)
-            np.subtract(block, first, out=block)
-            self._counts += np.bincount(block.astype(np.intp), minlength=self._counts.size)
+        rows = array.reshape(len(array) if array.ndim else 1, -1)
+        step = _step(rows.shape[1], self._limit)
+        counted = [(rows[:, ::step].reshape(-1), step)]
+        if step > 1:  # what is rare and large costs most when it is clipped
+            counted.append((np.concatenate([rows.min(axis=1), rows.max(axis=1)]), 1))
+        for flat, weight in counted:
+            for start in range(0, flat.size, _BLOCK):
+                block: Array = flat[start : start + _BLOCK].astype(dtype)
+                np.multiply(block, scale, out=block)
+                np.subtract(block, first, out=block)
+                self._counts += weight * np.bincount(block.astype(np.intp), minlength=self._counts.size)
 
     def _make_room(self, low: float, high: float) -> None:
         """Let there be bins from ``low`` to ``high``, beside those that there are."""
@@ -173,6 +182,8 @@ class HistogramOf(Accumulator[Histogram]):
             self._counts = np.zeros(2, dtype=np.int64)
         least = min(first, math.floor(math.ldexp(low, -self._exponent)))
         greatest = max(last, math.floor(math.ldexp(high, -self._exponent)))
+        if self._counts.size and (least, greatest) == (first, last):
+            return
         merged = 0
         while (greatest >> merged) - (least >> merged) >= 2 * BINS:
             merged += 1
@@ -192,6 +203,15 @@ class HistogramOf(Accumulator[Histogram]):
         counts = self._counts[:-1].copy()
         counts[-1] += self._counts[-1]
         return Histogram(*ends, finite=True, first=float(self._first), width=2.0**self._exponent, counts=counts)
+
+
+def _step(size: int, limit: int) -> int:
+    """Of how many values of ``size`` one is to be taken, so that it is about ``limit`` of them: a number without a
+    common divisor with the size, so that they come from all places along every axis."""
+    step = max(1, size // limit)
+    while math.gcd(step, size) > 1:
+        step += 1
+    return step
 
 
 def _exponent(low: float, high: float) -> int:

@@ -1,11 +1,13 @@
 """The shapes of outputs that follow from computed values, from branches and from sequences.
 
-Inference by onnx knows these only where what is computed is constant.
+Inference by onnx knows these only where what is computed is constant, and of some normalizations nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -33,6 +35,17 @@ def is_true(condition: Elements | None) -> bool | None:
     return found if isinstance(found, bool) else None
 
 
+def _compress(node: ir.Node, editor: Editor, of: Of) -> Iterator[Found]:
+    condition, dims, axis = editor.constant(node.inputs[1]), editor.shape(node.inputs[0]), attribute(node, "axis")
+    if condition is None:
+        return
+    count = int(condition.sum())
+    if axis is None:
+        yield node.outputs[0], None, (count,)
+    elif dims is not None:
+        yield node.outputs[0], None, tuple(count if i == axis % len(dims) else d for i, d in enumerate(dims))
+
+
 def _constant_of_shape(node: ir.Node, editor: Editor, of: Of) -> Iterator[Found]:
     elements = of(node.inputs[0])
     if elements is not None and elements.ndim == 1:
@@ -45,17 +58,34 @@ def _expand(node: ir.Node, editor: Editor, of: Of) -> Iterator[Found]:
         yield node.outputs[0], None, broadcast(dims, tuple(elements))
 
 
+def _like_the_input(node: ir.Node, editor: Editor, of: Of) -> Iterator[Found]:
+    yield node.outputs[0], editor.dtype(node.inputs[0]), editor.shape(node.inputs[0])
+
+
 def _reshape(node: ir.Node, editor: Editor, of: Of) -> Iterator[Found]:
     elements = of(node.inputs[1])
     if elements is None or elements.ndim != 1:
         return
     known = editor.shape(node.inputs[0]) or ()
     copies = attribute(node, "allowzero", 0) == 0
-    shape = tuple(
-        (known[at] if at < len(known) else None) if x == 0 and copies else None if x == -1 else x
-        for at, x in enumerate(elements)
-    )
-    yield node.outputs[0], None, shape
+    shape = [(known[at] if at < len(known) else None) if x == 0 and copies else x for at, x in enumerate(elements)]
+    if -1 in shape:
+        at = shape.index(-1)
+        shape[at] = left_over(known, (*shape[:at], *shape[at + 1 :]))
+    yield node.outputs[0], None, tuple(shape)
+
+
+def left_over(dims: Sequence[Dim], others: Sequence[Dim]) -> Dim:
+    """The dim that makes as many elements of ``others`` as ``dims`` have, if that is one of these or a number."""
+    if None in dims or None in others or not dims:
+        return None
+    left = Counter(dim for dim in dims if isinstance(dim, str))
+    left.subtract(dim for dim in others if isinstance(dim, str))
+    symbols = [dim for dim, count in left.items() for _ in range(abs(count))]
+    have, taken = (math.prod(dim for dim in each if isinstance(dim, int)) for each in (dims, others))
+    if not symbols:
+        return have // taken if taken and have % taken == 0 else None
+    return symbols[0] if len(symbols) == 1 and left[symbols[0]] == 1 and have == taken > 0 else None
 
 
 def _if(node: ir.Node, editor: Editor, of: Of) -> Iterator[Found]:
@@ -104,9 +134,12 @@ def _piece(whole: Dim, sizes: Elements | None, at: int) -> Dim:
 
 
 _RULES: dict[str, Callable[[ir.Node, Editor, Of], Iterator[Found]]] = {
+    "Compress": _compress,
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,
+    "GroupNormalization": _like_the_input,
     "If": _if,
+    "MeanVarianceNormalization": _like_the_input,
     "Reshape": _reshape,
     "SequenceAt": _sequence_at,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,13 @@ import onnx
 import onnx_ir as ir
 
 from onnxopt import recipes
+from onnxopt._garbage import without_gc
 from onnxopt.errors import OptionError
 from onnxopt.model import from_proto, load, save, to_proto
 from onnxopt.pass_base import Pass
 from onnxopt.pipeline import PassManager, Verify
 from onnxopt.run_report import RunReport
 from onnxopt.runtime import Feeds
-from onnxopt.traverse import without_gc
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -35,6 +35,11 @@ class Result(Generic[M]):
     """Of the type that was given; for a path, an ``onnx_ir.Model`` whose weights are still in the file."""
     report: RunReport
     _ir: ir.Model
+    _original: Callable[[], ir.Model]
+
+    def sides(self) -> tuple[ir.Model, ir.Model]:
+        """The model that was given, loaded anew if it is a file, and the one that came of it."""
+        return self._original(), self._ir
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False, external_data: bool | None = None) -> None:
         """Write the model atomically (see ``onnxopt.save``)."""
@@ -71,22 +76,26 @@ def optimize(
     else:
         chosen = recipes.parse_pipeline(passes) if isinstance(passes, str) else passes
     manager = PassManager(
-        chosen, verify=verify, strict=strict, probes=probes, data=data, evaluation=evaluation, on_report=on_report
-    )
+        chosen, verify=verify, strict=strict, probes=probes, data=data, evaluation=evaluation, on_report=on_report,
+        data_share=recipes.data_share(recipe) if recipe is not None else 1.0,
+    )  # fmt: skip
     if isinstance(model, str | os.PathLike):
-        result, report = manager.run(load(model), reload=partial(load, Path(model)))
-        return Result(result, report, result)
+        original: Callable[[], ir.Model] = partial(load, Path(model))
+        result, report = manager.run(original(), reload=original)
+        return Result(result, report, result, original)
     if isinstance(model, onnx.ModelProto):
-        result, report = manager.run(from_proto(model), reload=partial(from_proto, model))
-        return Result(to_proto(result), report, result)
+        original = partial(from_proto, model)
+        result, report = manager.run(original(), reload=original)
+        return Result(to_proto(result), report, result, original)
     if isinstance(model, ir.Model):
         result, report = manager.run(model)
-        return Result(result, report, result)
+        return Result(result, report, result, lambda: model)
     from onnxopt.interop import from_graphsurgeon, is_graphsurgeon, to_graphsurgeon
 
     if is_graphsurgeon(model):
-        result, report = manager.run(from_graphsurgeon(model), reload=partial(from_graphsurgeon, model))
-        return Result(to_graphsurgeon(result), report, result)
+        original = partial(from_graphsurgeon, model)
+        result, report = manager.run(original(), reload=original)
+        return Result(to_graphsurgeon(result), report, result, original)
     raise OptionError(
         f"a model is a path, an onnx.ModelProto, an onnx_ir.Model or a gs.Graph, got {type(model).__name__}"
     )

@@ -20,7 +20,7 @@ from onnxopt.pass_base import Context, Pass
 
 T = TypeVar("T")
 
-_FORMAT = "4"
+_FORMAT = "8"
 """To be raised when choices are made in another way, so that none of before is taken."""
 
 
@@ -29,7 +29,7 @@ def key(pass_: Pass, context: Context, *rest: str) -> str:
     import onnxruntime
 
     model = _cache.digest(*slim_proto(context.editor.model))
-    here = onnxruntime.__version__, platform.machine(), _processor()
+    here = onnxruntime.__version__, platform.machine(), processor()
     data = ["" if each is None else each.fingerprint for each in (context.data, context.evaluation)]
     return _cache.key(VERSION, _FORMAT, model, *data, repr(pass_), *here, *rest)
 
@@ -52,7 +52,7 @@ def _directory() -> Path:
     return _cache.user_directory() / "placements"
 
 
-def _processor() -> str:
+def processor() -> str:
     """What the processor is called."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()

@@ -7,6 +7,7 @@ work is forked before anything heavy is loaded (see ``supervise.py``).
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from onnxopt.commands import carry_out
+from onnxopt.report.files import ReportFile
 from onnxopt.supervise import (
     DONE,
     INTERRUPTED,
@@ -94,6 +96,16 @@ _probes = click.option(
 )
 
 
+def _report_file(context: click.Context, option: click.Parameter, path: str | None) -> ReportFile | None:
+    return None if path is None else ReportFile(path, shlex.join(["onnxopt", *context.find_root().obj]))
+
+
+_report = click.option(
+    "--report", metavar="FILE.html", callback=_report_file,
+    help="Write a report for people to FILE.html, and the same for programs to FILE.json.",
+)  # fmt: skip
+
+
 def _share(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
     if text is None:
         return None
@@ -129,12 +141,51 @@ def _share(context: click.Context, option: click.Parameter, text: str | None) ->
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @_probes
 @click.option("--external-data/--inline", default=None, help="Weights beside OUT, or inside; default: as in MODEL.")
+@_report
 @_json
 @click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
 @_limited
 def optimize(**options: Any) -> int:
     """Run a recipe or passes on MODEL and write the result."""
     return _supervised("optimize", options, output=options["output"])
+
+
+@cli.command(epilog=_EXIT_CODES)
+@click.argument("teacher")
+@click.argument("model", metavar="STUDENT")
+@click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the trained student.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="SOURCE",
+    help="Samples to learn from: an .npz file, a directory, or module:callable.",
+)
+@click.option("--eval-data", metavar="SOURCE", help="Other samples, to judge by; default: half of --data.")
+@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="How often each is seen.")
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Samples of a step.")
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="The largest learning rate.")
+@click.option("--temperature", type=float, default=4.0, show_default=True, help="Scores are divided by this.")
+@click.option(
+    "--hard",
+    metavar="SHARE",
+    callback=_share,
+    default="0.1",
+    show_default=True,
+    help="What labels count, if there are any.",
+)
+@click.option("--features", type=float, default=0.0, show_default=True, help="What maps inside the models count.")
+@click.option("--checkpoint", metavar="FILE", help="Where to keep the state, and to go on from if it is there.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="What the order follows from.")
+@click.option("--strict", is_flag=True, help="Fail if the student learns nothing.")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--external-data/--inline", default=None, help="Weights beside OUT, or inside; default: as in STUDENT.")
+@_report
+@_json
+@click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
+@_limited
+def distill(**options: Any) -> int:
+    """Train STUDENT to give what TEACHER gives and write the result."""
+    return _supervised("distill", options, output=options["output"])
 
 
 def _dims(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, int]:
@@ -169,6 +220,8 @@ def inspect(**options: Any) -> int:
 @click.argument("model", metavar="A")
 @click.argument("other", metavar="B")
 @_probes
+@click.option("--force", is_flag=True, help="Replace the report if it exists.")
+@_report
 @_json
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="For ONNX Runtime.")
 @click.option(
@@ -194,11 +247,110 @@ def compare(**options: Any) -> int:
 )  # fmt: skip
 @click.option("-o", "--output", metavar="OUT.json", help="Where to save the measurements.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="For ONNX Runtime.")
+@click.option("--force", is_flag=True, help="Replace OUT.json and the report if they exist.")
+@_report
 @_json
 @_limited
 def sensitivity(**options: Any) -> int:
     """Measure what each layer of MODEL gains and harms when it alone is quantized, pruned or split."""
     return _supervised("sensitivity", options)
+
+
+def _factor(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        factor = float(text.lstrip("×x"))
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < float("inf"):
+        raise click.BadParameter(f"write a factor such as ×0.5 or 0.5, got {text!r}", context, option)
+    return factor
+
+
+def _seconds(context: click.Context, option: click.Parameter, text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600}
+    try:
+        seconds = float(text.rstrip("smh")) * units[text[-1:] if text[-1:] in units else "s"]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise click.BadParameter(f"write a time such as 90s, 30m or 2h, got {text!r}", context, option)
+    return seconds
+
+
+def _at_most(command: F) -> F:
+    """What a model may cost."""
+    for name in ("macs", "size", "latency"):
+        text = f"The budget: {name} at most so many times the original's, as ×0.5."
+        command = click.option(f"--max-{name}", callback=_factor, metavar="FACTOR", help=text)(command)
+    return command
+
+
+@cli.command(epilog=_EXIT_CODES)
+@click.argument("model")
+@click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the model that is found.")
+@click.option(
+    "--data", required=True, metavar="SOURCE",
+    help="Samples to fit to and to compare models on, with labels if there are any.",
+)  # fmt: skip
+@click.option(
+    "--eval-data", metavar="SOURCE", help="Other samples, on which the budget must hold; default: 40 % of --data."
+)
+@click.option(
+    "--max-drop", metavar="SHARE", callback=_share, default="1%", show_default=True,
+    help="The budget: the largest loss of the score.",
+)  # fmt: skip
+@click.option(
+    "--target", type=click.Choice(["latency", "size", "macs"]), default="latency", show_default=True,
+    help="What is to be as small as it can.",
+)  # fmt: skip
+@_at_most
+@click.option(
+    "--metric", default="auto", show_default=True, metavar="NAME",
+    help="The score: accuracy, f1, rmse, agreement, noise, or module:function.",
+)  # fmt: skip
+@click.option(
+    "--method", "methods", multiple=True, type=click.Choice(["prune", "split", "quantize"]),
+    default=("prune", "split", "quantize"), help="What may be done; can be given several times. Default: all.",
+)  # fmt: skip
+@click.option("--train/--no-train", default=True, show_default=True, help="Whether models may be distilled.")
+@click.option(
+    "--time-budget", metavar="TIME", callback=_seconds, default="30m", show_default=True,
+    help="After this no other evaluation begins.",
+)  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes to evaluate in.")
+@click.option(
+    "--worker-memory", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="What each of them may take."
+)
+@click.option("--dask", metavar="ADDRESS", help="The scheduler of a Dask cluster to evaluate on.")
+@click.option("--pareto", metavar="DIR", help="Where to write the Pareto set; default: OUT with .pareto.")
+@click.option("--force", is_flag=True, help="Replace what exists.")
+@_report
+@_json
+@click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
+@_limited
+def auto(**options: Any) -> int:
+    """Search for the smallest or fastest form of MODEL within a budget.
+
+    Exits with 1 if none is found; the nearest is then written, with .nearest in its name.
+    """
+    options["timeout"] = max(options["timeout"], 4 * options["time_budget"])
+    return _supervised("auto", options, output=options["output"])
+
+
+@cli.command(epilog=_EXIT_CODES)
+@click.argument("model", metavar="PARETO")
+@click.option("-o", "--output", metavar="OUT", help="Where to write the model; without it the set is listed.")
+@click.option("--max-drop", metavar="SHARE", callback=_share, help="The largest loss of the score.")
+@_at_most
+@click.option("--number", type=click.IntRange(min=1), metavar="N", help="The model of this number.")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@_json
+@_limited
+def pick(**options: Any) -> int:
+    """Take one model out of the set PARETO that a search wrote."""
+    return _supervised("pick", options, output=options["output"])
 
 
 @cli.command(epilog=_EXIT_CODES)
@@ -224,7 +376,8 @@ def _supervised(command: str, options: dict[str, Any], output: str | None = None
 def run(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line; returns the exit code."""
     try:
-        code = cli.main(list(arguments) if arguments is not None else None, "onnxopt", standalone_mode=False)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        code = cli.main(given, "onnxopt", standalone_mode=False, obj=given)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return USER_ERROR

@@ -11,15 +11,19 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxopt._garbage import without_gc
 from onnxopt.errors import OnnxoptError, OptionError, OutputError, PassError
 from onnxopt.supervise import CHECK_FAILED, DONE, ENGINE_FAILED, READER_GONE, USER_ERROR, Stage, one_line
 
 if TYPE_CHECKING:
+    from onnxopt.inspection import Costs
     from onnxopt.pass_base import Pass
+    from onnxopt.report.files import ReportFile
+    from onnxopt.run_report import RunReport
 
 PREVIEW_NODES = 2_000
 """Up to this size ``inspect`` tries the recipe ``cleanup`` unasked: it then takes less than a second."""
@@ -75,20 +79,20 @@ class _Tracked(Stage):
         self._stage.reporting()
 
 
+@without_gc()
 def _optimize(
-    stage: Stage, *, model: str, output: str, recipe: str | None, passes: str | None, verify: Any, strict: bool,
-    force: bool, probes: str | None, data: str | None, eval_data: str | None, min_sqnr: float | None,
-    max_drop: float | None, external_data: bool | None,
-    as_json: bool, quiet: bool, verbose: int,
+    stage: Stage, *, model: str, output: str, recipe: str | None, passes: str | list[Pass] | None, verify: Any,
+    strict: bool, force: bool, probes: str | None, data: str | None, eval_data: str | None, min_sqnr: float | None,
+    max_drop: float | None, external_data: bool | None, report: ReportFile | None,
+    as_json: bool, quiet: bool, verbose: int, command: str = "optimize",
 ) -> int:  # fmt: skip
-    from onnxopt.writing import DATA_SUFFIX, writable
+    from onnxopt.writing import writable
 
-    target = writable(output, force)
-    if target.exists() and os.path.exists(model) and target.samefile(model):
-        raise OutputError(f"{target} is the input, which is never changed; give another output")
-    data_file = target.with_name(target.name + DATA_SUFFIX)
+    target, data_file = _places(output, model, force)
     if external_data:
         writable(data_file, force)
+    if report is not None:
+        report.check(force, target)
     if recipe is not None and passes is not None:
         raise OptionError("give --recipe or --passes, not both; --passes may name recipes: 'cleanup,…'")
 
@@ -100,8 +104,11 @@ def _optimize(
     from onnxopt.model import load, save, source_of
     from onnxopt.pipeline import PassManager
 
-    chosen = recipes.parse_pipeline(passes) if passes is not None else recipes.recipe(recipe or "cleanup")
-    chosen = _within_budget(chosen, min_sqnr, max_drop)
+    if passes is None:
+        passes = recipes.recipe(recipe or "cleanup")
+    chosen = recipes.parse_pipeline(passes) if isinstance(passes, str) else passes
+    budget = {k: v for k, v in (("min_sqnr", min_sqnr), ("max_drop", max_drop)) if v is not None}
+    chosen = _within_budget(chosen, budget)
     stage("load")
     loaded = load(model)
     source = source_of(loaded)
@@ -114,56 +121,96 @@ def _optimize(
         feeds = load_probes(probes, loaded)
     stage("inspect")
     before = inspection.costs(loaded)
+    samples, others = load_source(stage, data, loaded), load_source(stage, eval_data, loaded)
     manager = PassManager(
-        chosen, verify=verify, strict=strict, probes=feeds,
-        data=_data(stage, data, loaded), evaluation=_data(stage, eval_data, loaded), on_stage=stage,
+        chosen, verify=verify, strict=strict, probes=feeds, data=samples, evaluation=others, on_stage=stage,
+        data_share=recipes.data_share(recipe) if recipe is not None else 1.0,
     )  # fmt: skip
-    optimized, report = manager.run(loaded, reload=partial(load, Path(model)))
+    optimized, done = manager.run(loaded, reload=partial(load, Path(model)))
     stage("inspect")
     after = inspection.costs(optimized)
     stage("save")
     files = save(optimized, target, force=force, external_data=external_data)
     after.file_bytes = sum(file.stat().st_size for file in files)
     seconds = time.perf_counter() - began
+    if report is not None:
+        stage("report")
+        from onnxopt.report.command import report_run
+
+        report_run(
+            report, command, model, optimized, done, before, after, passes=chosen, budget=budget, probes=feeds,
+            data={"data": samples, "eval_data": others}, seconds=seconds, force=force,
+        )  # fmt: skip
 
     stage.reporting()
     if as_json:
-        import onnxopt
-
-        document = {
-            "onnxopt": onnxopt.__version__, "input": model, "output": [str(file) for file in files],
-            "seconds": round(seconds, 3), "changed": report.changed, "verified": report.verified,
-            "verification": report.verification, "problems": report.problems, "before": before, "after": after,
-            "passes": report.passes, "fidelity": report.fidelity, "quality": report.quality,
-            "overall": report.overall, "warnings": report.warnings,
-        }  # fmt: skip
-        _print_json(document)
+        print_json(_run_document(model, before, after, done, files, seconds))
     elif not quiet:
         from onnxopt.terminal import show_optimized
 
-        _print(show_optimized, before, after, report, files, seconds, verbose > 0)
-    for problem in report.problems:
-        say(f"problem: {problem}")
-    for warning in report.warnings:
-        say(f"warning: {warning}")
-    if verify != "off" and not report.verified:
-        say(f"warning: {model}: {report.verification}")
+        print_shown(show_optimized, before, after, done, files, seconds, verbose > 0)
+    _say_doubts(done, f"{model}: {done.verification}" if verify != "off" and not done.verified else "")
     return DONE
 
 
-def _within_budget(passes: list[Pass], min_sqnr: float | None, max_drop: float | None) -> list[Pass]:
+def _places(output: str, model: str, force: bool) -> tuple[Path, Path]:
+    """Where the model goes, and its weights if they stand beside it."""
+    from onnxopt.writing import DATA_SUFFIX, writable
+
+    target = writable(output, force)
+    if target.exists() and os.path.exists(model) and target.samefile(model):
+        raise OutputError(f"{target} is the input, which is never changed; give another output")
+    return target, target.with_name(target.name + DATA_SUFFIX)
+
+
+def _say_doubts(done: RunReport, unverified: str) -> None:
+    for problem in done.problems:
+        say(f"problem: {problem}")
+    for warning in (*done.warnings, unverified):
+        if warning:
+            say(f"warning: {warning}")
+
+
+def _run_document(
+    model: str, before: Costs, after: Costs, done: RunReport, files: Sequence[Path], seconds: float
+) -> dict[str, Any]:
+    import onnxopt
+
+    return {
+        "onnxopt": onnxopt.__version__, "input": model, "output": [str(file) for file in files],
+        "seconds": round(seconds, 3), "changed": done.changed, "verified": done.verified,
+        "verification": done.verification, "problems": done.problems, "before": before, "after": after,
+        "passes": done.passes, "fidelity": done.fidelity, "quality": done.quality,
+        "overall": done.overall, "warnings": done.warnings,
+    }  # fmt: skip
+
+
+def _distill(
+    stage: Stage, *, teacher: str, epochs: int, batch: int, lr: float, temperature: float, hard: float, features: float,
+    checkpoint: str | None, seed: int, **options: Any,
+) -> int:  # fmt: skip
+    from onnxopt.passes.distill.distill import Distill
+
+    pass_ = Distill(
+        teacher=teacher, epochs=epochs, batch=batch, lr=lr, temperature=temperature, hard=hard, features=features,
+        checkpoint=checkpoint or "", seed=seed,
+    )  # fmt: skip
+    unused: dict[str, Any] = dict.fromkeys(("recipe", "probes", "min_sqnr", "max_drop"))
+    return _optimize(stage, passes=[pass_], verify="end", command="distill", **unused, **options)
+
+
+def _within_budget(passes: list[Pass], budget: dict[str, float]) -> list[Pass]:
     """The passes, those that keep a budget with this one."""
-    given = {k: v for k, v in (("min_sqnr", min_sqnr), ("max_drop", max_drop)) if v is not None}
-    if not given:
+    if not budget:
         return passes
-    keepers = [p for p in passes if given.keys() <= {option.name for option in dataclasses.fields(p)}]
+    keepers = [p for p in passes if budget.keys() <= {option.name for option in dataclasses.fields(p)}]
     if not keepers:
         raise OptionError("no pass here keeps a budget, so --min-sqnr and --max-drop say nothing; try --recipe int8")
-    options: dict[str, Any] = given
+    options: dict[str, Any] = budget
     return [dataclasses.replace(p, **options) if p in keepers else p for p in passes]
 
 
-def _data(stage: Stage, source: str | None, model: Any) -> Any:
+def load_source(stage: Stage, source: str | None, model: Any) -> Any:
     """The data that the user named, looked at from beginning to end."""
     if source is None:
         return None
@@ -196,19 +243,22 @@ def _inspect(
         found.groups = inspection.channel_groups(loaded)
     stage.reporting()
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         from onnxopt.terminal import show_inspection
 
-        _print(show_inspection, found, verbose > 0)
+        print_shown(show_inspection, found, verbose > 0)
     return DONE
 
 
 def _compare(
     stage: Stage, *, model: str, other: str, probes: str | None, as_json: bool, threads: int, seconds: float,
-    verbose: int,
+    report: ReportFile | None, force: bool, verbose: int,
 ) -> int:  # fmt: skip
+    if report is not None:
+        report.check(force)
     stage("import")
+    began = time.perf_counter()
     from onnxopt import inspection
     from onnxopt.model import load
 
@@ -221,23 +271,31 @@ def _compare(
         feeds = load_probes(probes, first)
     stage("comparison")
     found = inspection.compare(first, second, feeds, threads=threads, seconds=seconds)
+    if report is not None:
+        from onnxopt.report.command import report_result
+
+        report_result(report, found, (model, other), seconds=time.perf_counter() - began, force=force)
     stage.reporting()
     if as_json:
-        _print_json({"same": found.same, **{name: getattr(found, name) for name in found.__dataclass_fields__}})
+        print_json({"same": found.same, **{name: getattr(found, name) for name in found.__dataclass_fields__}})
     else:
         from onnxopt.terminal import show_comparison
 
-        _print(show_comparison, found)
+        print_shown(show_comparison, found)
     return DONE if found.same else CHECK_FAILED
 
 
 def _sensitivity(
-    stage: Stage, *, model: str, data: str, method: str, output: str | None, threads: int, as_json: bool, verbose: int
-) -> int:
+    stage: Stage, *, model: str, data: str, method: str, output: str | None, threads: int, report: ReportFile | None,
+    force: bool, as_json: bool, verbose: int,
+) -> int:  # fmt: skip
     from onnxopt.writing import replace_file, writable
 
-    target = writable(output, False) if output is not None else None
+    target = writable(output, force) if output is not None else None
+    if report is not None:
+        report.check(force, target)
     stage("import")
+    began = time.perf_counter()
     import msgspec
 
     from onnxopt.model import load
@@ -245,7 +303,7 @@ def _sensitivity(
 
     stage("load")
     loaded = load(model)
-    samples = _data(stage, data, loaded)
+    samples = load_source(stage, data, loaded)
     stage("sensitivity")
     found: Any
     match method:
@@ -258,14 +316,19 @@ def _sensitivity(
     if target is not None:
         with replace_file(target) as file:
             file.write(msgspec.json.format(msgspec.json.encode(found), indent=2))
+    if report is not None:
+        from onnxopt.report.command import report_result
+
+        seconds = time.perf_counter() - began
+        report_result(report, found, (model,), data={"data": samples}, seconds=seconds, force=force)
     stage.reporting()
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         from onnxopt import terminal
 
         shown = {"prune": terminal.show_pruning_sensitivity, "low-rank": terminal.show_low_rank_sensitivity}
-        _print(shown.get(method, terminal.show_sensitivity), found)
+        print_shown(shown.get(method, terminal.show_sensitivity), found)
     return DONE
 
 
@@ -282,20 +345,34 @@ def _passes(stage: Stage, *, name: str | None, as_json: bool, verbose: int) -> i
         found = catalogue.entry(recipes.find(name))
     stage.reporting()
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         from onnxopt.terminal import show_catalogue
 
-        _print(show_catalogue, found)
+        print_shown(show_catalogue, found)
     return DONE
 
 
+def _auto(stage: Stage, **options: Any) -> int:
+    from onnxopt.search.commands import auto
+
+    return auto(stage, **options)
+
+
+def _pick(stage: Stage, **options: Any) -> int:
+    from onnxopt.search.commands import pick
+
+    return pick(stage, **options)
+
+
 _COMMANDS: dict[str, Callable[..., int]] = {
-    "optimize": _optimize, "inspect": _inspect, "compare": _compare, "sensitivity": _sensitivity, "passes": _passes
+    "optimize": _optimize, "distill": _distill, "inspect": _inspect, "compare": _compare, "sensitivity": _sensitivity,
+    "passes": _passes, "auto": _auto, "pick": _pick,
 }  # fmt: skip
 
 
-def _print(show: Any, *arguments: Any) -> None:
+def print_shown(show: Any, *arguments: Any) -> None:
+    """Show a result. Raises ``OutputError`` if standard output takes no more."""
     try:
         show(*arguments)
         sys.stdout.flush()
@@ -305,8 +382,9 @@ def _print(show: Any, *arguments: Any) -> None:
         raise OutputError(f"cannot write to standard output: {error.strerror or error}") from error
 
 
-def _print_json(document: Any) -> None:
+def print_json(document: Any) -> None:
+    """Print a result as JSON. Raises ``OutputError`` if standard output takes no more."""
     import msgspec
 
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
-    _print(print, text)
+    print_shown(print, text)

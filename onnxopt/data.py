@@ -74,12 +74,12 @@ class Dataset:
         """All samples, in batches as the model takes them."""
         return self._content.batches(self._units)
 
-    def small_batches(self) -> Iterator[Batch]:
+    def small_batches(self, most: int = MAX_SAMPLES) -> Iterator[Batch]:
         """The same, of large samples fewer at a time where batches may be cut: what a model computes of many takes
-        much memory."""
+        much memory. There, ``most`` samples go together at most."""
         for batch in self.batches():
             size = sum(int(np.size(array)) for array in batch.feeds.values())
-            rows = max(1, _ELEMENTS * batch.samples // max(size, 1))
+            rows = min(most, max(1, _ELEMENTS * batch.samples // max(size, 1)))
             yield from batch.cut(rows if self.stackable else batch.samples)
 
     def __len__(self) -> int:
@@ -100,18 +100,24 @@ class Dataset:
             raise DataError("one sample, or one batch that belongs together, cannot be split into two parts")
         order = np.random.default_rng(seed).permutation(self.units)
         first = min(max(round(share * self.units), 1), self.units - 1)
-        return self._part(order[:first]), self._part(order[first:])
+        return self.part(order[:first]), self.part(order[first:])
 
     def take(self, samples: int) -> Dataset:
         """The first samples: as many batches as belong together, at least one, and no more than asked for."""
         kept = int(np.searchsorted(np.cumsum(self._content.unit_samples[self._units]), samples, side="right"))
-        return self._part(np.arange(min(max(kept, 1), self.units)))
+        return self.part(np.arange(min(max(kept, 1), self.units)))
 
     def largest(self) -> Dataset:
         """The sample, or the batch that belongs together, that takes the most memory."""
-        return self._part(np.array([np.argmax(self._content.unit_bytes[self._units])]))
+        return self.part(np.array([np.argmax(self._content.unit_bytes[self._units])]))
 
-    def _part(self, places: Array) -> Dataset:
+    @property
+    def nbytes(self) -> int:
+        """The size of all samples in memory."""
+        return int(self._content.unit_bytes[self._units].sum())
+
+    def part(self, places: Array) -> Dataset:
+        """The units at these places, in the order of the whole."""
         if len(places) == self.units:
             return self
         return Dataset(self._content, random=self.random, units=np.sort(self._units[places]))

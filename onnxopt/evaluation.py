@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import islice
@@ -43,13 +43,15 @@ class Samples:
     """What is doubtful about them."""
 
     @classmethod
-    def of(cls, data: Any, evaluation: Any, model: ir.Model) -> Samples:
+    def of(cls, data: Any, evaluation: Any, model: ir.Model, share: float = 1.0) -> Samples:
         """Samples from what the user gave, in any form that ``load_data`` takes; without ``evaluation`` half of
-        ``data`` is kept for that.
+        ``data`` is kept for that. Of ``data`` only the first ``share`` counts, as ``Dataset.split`` divides them.
 
         Raises ``DataError`` if they do not fit ``model``.
         """
         first = None if data is None else load_data(data, model)
+        if first is not None and share < 1:
+            first, _ = first.split(share)
         second = None if evaluation is None else load_data(evaluation, model)
         warnings: tuple[str, ...] = ()
         if any(each is not None and each.random for each in (first, second)):
@@ -75,9 +77,7 @@ class Samples:
     @property
     def held_out(self) -> Dataset | None:
         """As many samples as lossy passes are judged on."""
-        if self.evaluation is None:
-            return None
-        return self.evaluation.take(MAX_LABELLED if self.evaluation.labelled else MAX_SAMPLES)
+        return None if self.evaluation is None else judging(self.evaluation)
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,11 @@ class Quality:
         for name, (before, after) in self.accuracy.items():
             found[name] = max(found.get(name, 0.0), before - after)
         return found
+
+
+def judging(data: Dataset) -> Dataset:
+    """As many of the samples as one judges by."""
+    return data.take(MAX_LABELLED if data.labelled else MAX_SAMPLES)
 
 
 def evaluate(before: Snapshot, after: Snapshot, data: Dataset) -> Quality:
@@ -167,6 +172,24 @@ class Measure:
                 _add(self._equal, name, *_agreement(x, y))
             if labels is not None and (right := _right(x, labels)) is not None:
                 _add(self._right, name, right, _right(y, labels) or 0, labels.size)
+
+    def add_best(self, outputs: Sequence[Any], labels: Array | None = None) -> None:
+        """The outputs of one batch from a model that adds no noise, and gives right answers only."""
+        self.add(outputs, outputs, labels)
+        for counts in self._right.values():
+            counts[1] = counts[2]
+
+    def joined(self, others: Iterable[Measure]) -> Measure:
+        """All that was added up here and in others."""
+        found = Measure(self._names)
+        for each in (self, *others):
+            for name, powers in each._noise.items():
+                found._noise.setdefault(name, []).extend(powers)
+            for name, counts in each._equal.items():
+                _add(found._equal, name, *counts)
+            for name, right in each._right.items():
+                _add(found._right, name, *right)
+        return found
 
     def result(self, samples: int) -> Quality:
         """What was found; ``samples`` is on how many."""

@@ -22,7 +22,7 @@ from onnxopt.traverse import graphs
 
 __all__ = ["AttributeValue", "Editor", "attribute", "bodies", "constant_tensor", "discard", "label", "sole_reader"]
 
-AttributeValue = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | ir.TensorProtocol
+AttributeValue = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | ir.TensorProtocol | ir.Graph
 
 
 class Editor:

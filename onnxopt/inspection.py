@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt import metrics
-from onnxopt.channels import ChannelGraph
 from onnxopt.errors import EngineError
 from onnxopt.graph import Editor, bodies
 from onnxopt.macs import Macs, count_macs
@@ -94,6 +93,8 @@ class Inspection:
 
 def channel_groups(model: ir.Model) -> list[ChannelGroup]:
     """The groups of channels that layers make, in the order of the graph."""
+    from onnxopt.channels import ChannelGraph
+
     return [
         ChannelGroup(
             group.name,

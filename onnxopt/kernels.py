@@ -21,7 +21,7 @@ MARK = re.compile(r"@(\d+)@")
 _BLOCKED = "_nchwc"
 """Convolutions in ONNX Runtime's blocked layout are called after their outputs."""
 _END = "_kernel_time"
-_RUNS = 12
+_RUNS = 6
 """So many runs are enough, however short they are."""
 
 
@@ -38,8 +38,8 @@ class KernelTime:
     """Of its first output."""
 
 
-def kernel_times(snapshot: Snapshot, feeds: Feeds, *, seconds: float = 0.15, threads: int = 1) -> list[KernelTime]:
-    """The time of each kernel for one set of inputs, measured for about ``seconds`` and at least five runs.
+def kernel_times(snapshot: Snapshot, feeds: Feeds, *, seconds: float = 0.1, threads: int = 1) -> list[KernelTime]:
+    """The time of each kernel for one set of inputs, measured for about ``seconds`` and at least four runs.
 
     Raises ``EngineError`` if the model does not run.
     """
@@ -47,7 +47,7 @@ def kernel_times(snapshot: Snapshot, feeds: Feeds, *, seconds: float = 0.15, thr
         session = Session(snapshot, optimize=True, threads=threads, profile=Path(folder) / "kernels")
         session.run(feeds)
         end, runs = time.perf_counter() + seconds, 0
-        while runs < 5 or (time.perf_counter() < end and runs < _RUNS):
+        while runs < 4 or (time.perf_counter() < end and runs < _RUNS):
             session.run(feeds)
             runs += 1
         events = json.loads(session.end_profiling().read_text(encoding="utf-8"))

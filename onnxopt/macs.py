@@ -24,7 +24,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from onnxopt._mac_formulas import FORMULAS, Operands, Unknown
 from onnxopt._output_shapes import is_true
@@ -86,6 +85,8 @@ def count_macs(model: ir.Model, dims: Mapping[str, int] | None = None) -> Macs:
     copied = copy(model)
     _set_dims(copied, sizes)
     if copied.functions:
+        from onnx_ir.passes.common import InlinePass
+
         InlinePass()(copied)
     editor = Editor(copied)
     _Counter(editor, ShapeValues(editor), result).add(copied.graph, 1)

@@ -25,6 +25,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnxopt import guard, wire
+from onnxopt._garbage import without_gc
 from onnxopt.checks import check_sizes, check_structure
 from onnxopt.errors import ModelError, OutputError
 from onnxopt.external import (
@@ -38,7 +39,7 @@ from onnxopt.external import (
     offloaded,
     resolve_external,
 )
-from onnxopt.traverse import graphs, is_external, tensors, weight_bytes, without_gc
+from onnxopt.traverse import graphs, is_external, tensors, weight_bytes
 from onnxopt.writing import DATA_SUFFIX, replace_file, writable
 
 _OUTLINE_BYTES = 1024

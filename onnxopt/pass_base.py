@@ -23,6 +23,7 @@ from onnxopt.graph import Editor, label
 
 if TYPE_CHECKING:
     from onnxopt.data import Dataset
+    from onnxopt.judge import Judge
     from onnxopt.stats import Statistics
 
 Needs = Literal["none", "inputs", "labels"]
@@ -108,6 +109,8 @@ class Context:
     """The model as it was before this run first changed what it computes; not to be edited."""
     on_progress: Callable[[str], None] | None = None
     """Called with what work that takes long is at."""
+    known_judge: Callable[[], Judge] | None = None
+    """Gives the judge that the run has already."""
     _statistics: tuple[int, Statistics] | None = None
     _original_statistics: Statistics | None = None
 
@@ -125,6 +128,28 @@ class Context:
         if self._original_statistics is None:
             self._original_statistics = self._statistics_of(self.original or self.editor.model)
         return self._original_statistics
+
+    @property
+    def judged_on(self) -> Dataset | None:
+        """The samples to judge by: those to evaluate on, else those to calibrate on; ``None`` if there are none."""
+        from onnxopt.evaluation import judging
+
+        found = self.evaluation if self.evaluation is not None else self.data
+        return None if found is None else judging(found)
+
+    def judge(self) -> Judge:
+        """Says how near models are to the one that the pass was given.
+
+        Raises ``DataError`` if there are no samples to judge by, ``EngineError`` if the model does not run on them.
+        """
+        from onnxopt.judge import Judge
+        from onnxopt.runtime import Snapshot
+
+        if self.known_judge is not None:
+            return self.known_judge()
+        if self.judged_on is None:
+            raise DataError("samples to judge by are needed: give data= or evaluation= (--data, --eval-data)")
+        return Judge(self.editor.model, Snapshot.of(self.editor.model), self.judged_on)
 
     def _statistics_of(self, model: ir.Model) -> Statistics:
         from onnxopt.stats import Statistics

@@ -15,17 +15,18 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
+from onnxopt._garbage import without_gc
 from onnxopt._version import VERSION
 from onnxopt.errors import DataError, EngineError, OptionError, PassError
 from onnxopt.evaluation import Quality, Samples, compare, evaluate
 from onnxopt.graph import Editor
+from onnxopt.judge import Judge
 from onnxopt.model import copy
 from onnxopt.pass_base import Context, Gate, Pass, PassFailure, Report
 from onnxopt.probes import interface_inputs
 from onnxopt.run_report import RunReport
 from onnxopt.runtime import Feeds, Session, Snapshot
 from onnxopt.shapes import check_types
-from onnxopt.traverse import without_gc
 from onnxopt.verify import Reference
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class PassManager:
         probes: Sequence[Feeds] | None = None,
         data: Any = None,
         evaluation: Any = None,
+        data_share: float = 1.0,
         on_report: Callable[[Report], None] | None = None,
         on_stage: Callable[[str], None] | None = None,
     ) -> None:
@@ -67,8 +69,8 @@ class PassManager:
         each lossy one), or not at all (``off``). ``strict``: a pass that matches nothing is an error.
         ``probes``: inputs to compare on, instead of generated ones. ``data``: samples to calibrate on, in any
         form that ``load_data`` takes; ``evaluation``: others, to judge lossy passes by; without them half of
-        ``data`` is kept for that. ``on_report``: called after each pass. ``on_stage``: called with what begins:
-        the name of a pass, or ``verification``.
+        ``data`` is kept for that; ``data_share``: of ``data`` only so much counts. ``on_report``: called after each
+        pass. ``on_stage``: called with what begins: the name of a pass, or ``verification``.
 
         Raises ``DataError`` if a pass needs data and there are none.
         """
@@ -78,7 +80,7 @@ class PassManager:
         self.verify: Verify = verify
         self.strict = strict
         self.probes = probes
-        self.data, self.evaluation = data, evaluation
+        self.data, self.evaluation, self.data_share = data, evaluation, data_share
         needy = [pass_.name for pass_ in self.passes if pass_.needs != "none"]
         if needy and data is None:
             raise DataError(
@@ -133,10 +135,12 @@ class _Run:
         self._excluded: set[tuple[str, str]] = set()
         self._original: ir.Model | None = None
         self._source: ir.Model | None = None
+        self._judged: tuple[Reference, Judge] | None = None
         self._keeps_function = True
         manager.on_stage("data")
-        self._samples = Samples.of(manager.data, manager.evaluation, model)
+        self._samples = Samples.of(manager.data, manager.evaluation, model, manager.data_share)
         self.report.warnings += self._samples.warnings
+        self.report.held_out = self._samples.evaluation
         needy = [pass_.name for pass_ in manager.passes if pass_.needs == "labels"]
         if needy and not self._samples.labelled:
             raise DataError(f"{needy[0]} needs labels: add an array 'labels' to the data, one for each sample")
@@ -275,7 +279,18 @@ class _Run:
         def say(text: str) -> None:
             self.manager.on_stage(f"{pass_.name}: {text}")
 
-        return Context(editor, gate, self._samples.calibration, self._samples.evaluation, self._source, say)
+        samples, judged = self._samples, self._reference is not None and self._samples.held_out is not None
+        known = self._judge if judged else None
+        return Context(editor, gate, samples.calibration, samples.evaluation, self._source, say, known)
+
+    def _judge(self) -> Judge:
+        """Compares with the model that the reference is of; one for all that are compared with it."""
+        assert self._reference is not None
+        assert self._samples.held_out is not None
+        if self._judged is None or self._judged[0] is not self._reference:
+            made = Judge(self.model, self._reference.original, self._samples.held_out)
+            self._judged = self._reference, made
+        return self._judged[1]
 
     @staticmethod
     def _run_pass(pass_: Pass, context: Context) -> Report:
@@ -306,21 +321,23 @@ class _Run:
         """Record what a lossy pass did to the outputs; what follows is compared with the model after it."""
         assert self._reference is not None
         before = self._reference
+        outputs = None
         try:
-            session = before.session(snapshot)
-            outputs = [session.run(feeds) for feeds in before.feeds]
             if self._samples.held_out is None:
+                session = before.session(snapshot)
+                outputs = [session.run(feeds) for feeds in before.feeds]
                 if _UNJUDGED not in self.report.warnings:
                     self.report.warnings.append(_UNJUDGED)
                 found = compare(before.names, before.expected, outputs)
             else:
                 self.manager.on_stage("evaluation")
-                found = evaluate(before.original, snapshot, self._samples.held_out)
+                found = self._judge().quality(snapshot)
         except EngineError as error:
             return str(error)
         self.report.quality[str(pass_)] = found
         self.report.fidelity[str(pass_)] = found.sqnr_db
-        self._reference = Reference(snapshot, before.feeds, outputs, session.outputs, before.stood_in)
+        self._reference = Reference(snapshot, before.feeds, outputs, before.names, before.stood_in)
+        self._judged = None
         return None
 
     def _overall(self) -> Quality | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from onnxopt.data import Dataset
 from onnxopt.evaluation import Quality
 from onnxopt.pass_base import Report
 
@@ -28,6 +29,8 @@ class RunReport:
     """All lossy passes together, against the model before the first of them."""
     warnings: list[str] = field(default_factory=list)
     """Why what this report says should be taken with care."""
+    held_out: Dataset | None = field(default=None, repr=False)
+    """The samples that nothing was fitted to, if there are any."""
 
     @property
     def changed(self) -> int:

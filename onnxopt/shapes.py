@@ -248,13 +248,20 @@ def _pin_slices(graph: onnx.GraphProto, inferred: onnx.GraphProto, constants: di
 
 
 def _forget_value_info(graph: onnx.GraphProto, but: Iterable[str], is_body: bool = False) -> None:
-    """Drop every claim about shapes but those of the names in ``but`` and of the model's own inputs."""
+    """Drop every claim about shapes but those of the names in ``but`` and of the model's own inputs.
+
+    Symbols of these that look made up, as tf2onnx writes them, get names that do not.
+    """
     copied = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in graph.value_info if i.name in but]
     del graph.value_info[:]
     graph.value_info.extend(copied)
     for info in (*graph.output, *(graph.input if is_body else ())):
         if info.name not in but and info.type.HasField("tensor_type"):
             info.type.tensor_type.ClearField("shape")
+    for info in () if is_body else graph.input:
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param.startswith(MADE_UP):
+                dim.dim_param = f"input {dim.dim_param}"
     for node in graph.node:
         for attribute in node.attribute:
             if node.op_type == "Squeeze" and attribute.name == "axes":

@@ -16,8 +16,9 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -42,6 +43,7 @@ from onnxopt._accumulate import (
     RowsOf,
 )
 from onnxopt._expose import Readout, Tensors
+from onnxopt._packing import pack, unpack
 from onnxopt._version import VERSION
 from onnxopt.data import Dataset
 from onnxopt.errors import DataError, EngineError
@@ -56,10 +58,14 @@ R = TypeVar("R")
 _FLOATS = (
     onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16
 )  # fmt: skip
-_FORMAT = 2
+_FORMAT = 3
 """To be raised when results get another meaning, so that none of before is taken for them."""
 _PARALLEL_BYTES = 4 * 1024 * 1024
 """Less than this is summed up on one thread."""
+_ENOUGH_BYTES = 1 << 27
+"""To read more at one time takes more memory and no less time."""
+_VALUES, _LEAST_VALUES = 1 << 18, 1 << 12
+"""About so many values of a tensor are counted for its histogram, and at least so many of each sample."""
 _SAY_EVERY = 0.5
 """Seconds between two messages of progress."""
 
@@ -137,7 +143,8 @@ class Statistics:
 
     def histograms(self, names: Iterable[str]) -> dict[str, Histogram]:
         """The histogram of each of these tensors, and with it its range; those with NaN or infinity are left out."""
-        found = self._all("histograms", Histogram, names, lambda name: HistogramOf(), BINS * 32)
+        limit = max(_VALUES // len(self._data), _LEAST_VALUES)
+        found = self._all("histograms", Histogram, names, lambda name: HistogramOf(limit), BINS * 32)
         return {name: histogram for name, histogram in found.items() if histogram.finite}
 
     def channels(self, axes: Mapping[str, int]) -> dict[str, Channels]:
@@ -193,7 +200,7 @@ class Statistics:
             return [Part(tuple(part), None) for part in parts]
         found = []
         for part in parts:
-            left = budget - sum(extra.get(name, 0) for name in part)
+            left = min(budget - sum(extra.get(name, 0) for name in part), _ENOUGH_BYTES)
             found.append(Part(tuple(part), max(1, left // max(1, sum(held[name] for name in part)))))
         return found
 
@@ -218,14 +225,14 @@ class Statistics:
             known |= {n: a.result() for n, a in self._run(missing, make, dict.fromkeys(missing, extra))}
             known |= {name: None for name in missing if name not in known}
             if self._cache is not None:
-                _cache.write(self._cache, self._file(kind), _pack(result, known))
+                _cache.write(self._cache, self._file(kind), pack(result, known))
         return {name: found for name in wanted if (found := known[name]) is not None}
 
     def _stored(self, kind: str, result: type[R]) -> dict[str, R | None]:
         """The results that are known already."""
         if kind not in self._known:
             packed = {} if self._cache is None else _cache.read(self._cache, self._file(kind))
-            self._known[kind] = _unpack(result, packed)
+            self._known[kind] = unpack(result, packed)
         return self._known[kind]
 
     def _file(self, kind: str) -> str:
@@ -245,6 +252,11 @@ class Statistics:
     ) -> Iterator[tuple[str, Accumulator[R]]]:
         """An accumulator for each tensor, fed with all its values; ``extra`` is the memory that each takes."""
         parts = self.parts(names, extra)
+
+        def add(work: Sequence[tuple[Accumulator[R], Array]], batch: int) -> None:
+            for accumulator, array in work:
+                accumulator.add(array, batch)
+
         with ThreadPoolExecutor(self._threads) as pool:
             for at, part in enumerate(parts, 1):
                 sums = {name: make(name) for name in part.names}
@@ -252,10 +264,11 @@ class Statistics:
                 for batch, arrays in self._arrays(part.names, part.rows, note):
                     work = [(sums[name], array) for name, array in arrays.items()]
                     if self._threads > 1 and sum(array.nbytes for _, array in work) > _PARALLEL_BYTES:
-                        list(pool.map(lambda each, batch=batch: each[0].add(each[1], batch), work))
+                        shares = [work[at :: self._threads] for at in range(self._threads)]
+                        list(pool.map(add, shares, repeat(batch)))
+                        del shares
                     else:
-                        for accumulator, array in work:
-                            accumulator.add(array, batch)
+                        add(work, batch)
                     del arrays, work  # they must be gone before the next run
                 while sums:
                     name = next(iter(sums))
@@ -303,14 +316,15 @@ class Statistics:
     # -- looking ahead -----------------------------------------------------------------------------------
 
     def _shape(self, name: str, names: Sequence[str]) -> tuple[int, ...]:
-        """The shape that a tensor has on the largest sample; all of ``names`` are looked at together."""
+        """The shape that a tensor has on the largest sample; those of ``names`` that cannot be inferred are looked at
+        together."""
         if name not in self._shapes:
             batch = next(self._whole.largest().batches())
-            inner = [n for n in names if n not in self._tensors.inputs]
+            inner = [n for n in names if n not in self._tensors.inputs and n not in self._shapes]
             session, where = self._session(inner, shapes=True)
             found = {} if session is None else self._fetch(session, where, batch.feeds, 0)
             self._shapes |= {n: tuple(int(size) for size in shape.reshape(-1)) for n, shape in found.items()}
-            self._shapes |= {n: batch.feeds[n].shape if n in batch.feeds else (0,) for n in names if n not in found}
+            self._shapes |= {n: (0,) for n in names if n not in self._shapes}
         return self._shapes[name]
 
     def _readable(self, names: Iterable[str]) -> list[str]:
@@ -324,12 +338,41 @@ class Statistics:
     def _dtype(self, name: str) -> int | None:
         """The element type of a tensor, 0 if it is not known, ``None`` if it is no tensor."""
         if self._dtypes is None:
-            try:
-                inferred = onnx.shape_inference.infer_shapes(self._outline)
-            except Exception:  # onnx raises several unrelated types; without inference we only know less
-                inferred = self._outline
+            feeds = next(self._whole.largest().batches()).feeds
+            sized = _sized(self._outline, feeds)
+            for model in (sized, self._outline):
+                try:
+                    inferred = onnx.shape_inference.infer_shapes(model, data_prop=model is sized)
+                    break
+                except Exception:  # onnx raises several unrelated types; without inference we only know less
+                    inferred = self._outline
             self._dtypes = dict(_element_types(inferred.graph))
+            self._shapes |= {name: array.shape for name, array in feeds.items()} | dict(_shapes(inferred.graph))
         return self._dtypes.get(name, 0)
+
+
+def _sized(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> onnx.ModelProto:
+    """The model with inputs of the shapes of ``feeds``, and none declared inside, which may be of others."""
+    sized = onnx.ModelProto()
+    sized.CopyFrom(model)
+    for value in sized.graph.value_info:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    for value in sized.graph.input:
+        if value.name in feeds and value.type.HasField("tensor_type"):
+            shape = value.type.tensor_type.shape
+            del shape.dim[:]
+            for size in np.shape(feeds[value.name]):
+                shape.dim.add(dim_value=size)
+    return sized
+
+
+def _shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors whose shapes are known."""
+    for value in (*graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            yield value.name, tuple(dim.dim_value for dim in kind.shape.dim)
 
 
 def _element_types(graph: onnx.GraphProto) -> Iterator[tuple[str, int | None]]:
@@ -348,36 +391,3 @@ def _range(histogram: Histogram) -> Range:
 
 def _channels_of(axis: int, name: str) -> ChannelsOf:
     return ChannelsOf(axis)
-
-
-def _pack(result: type[Any], known: Mapping[str, Any]) -> dict[str, Array]:
-    """Results as a few arrays: all values of a field one after the other, and how many each result has."""
-    packed: dict[str, Array] = {"names": np.array(list(known), dtype=np.str_)}
-    for field in fields(result):
-        values = [np.empty(0) if r is None else np.atleast_1d(getattr(r, field.name)) for r in known.values()]
-        filled = [value for value in values if value.size]
-        packed[field.name] = _narrow(np.concatenate(filled)) if filled else np.empty(0)
-        packed[f"{field.name} sizes"] = np.array([value.size for value in values], dtype=np.int64)
-    return packed
-
-
-def _narrow(values: Array) -> Array:
-    """Counts in as few bytes as hold them."""
-    return values.astype(np.min_scalar_type(values.max())) if values.dtype == np.int64 else values
-
-
-def _unpack(result: type[R], packed: Mapping[str, Array]) -> dict[str, R | None]:
-    """What was packed; nothing if it is not whole."""
-    columns = []
-    for field in fields(result):  # type: ignore[arg-type]
-        if field.name not in packed or f"{field.name} sizes" not in packed or "names" not in packed:
-            return {}
-        stored = packed[field.name]
-        values = np.split(
-            stored.astype(np.int64) if stored.dtype.kind == "u" else stored,
-            np.cumsum(packed[f"{field.name} sizes"])[:-1],
-        )
-        columns.append([value if field.type == "Array" or not value.size else value[0].item() for value in values])
-    sizes = packed[f"{fields(result)[0].name} sizes"]  # type: ignore[arg-type]
-    rows = zip(packed["names"].tolist(), sizes, *columns, strict=True)
-    return {name: result(*values) if size else None for name, size, *values in rows}

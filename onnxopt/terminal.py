@@ -10,39 +10,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from onnxopt.supervise import one_line
+from onnxopt.wording import count as _count
+from onnxopt.wording import decibels as _decibels
+from onnxopt.wording import size as _bytes
 
 if TYPE_CHECKING:
     from onnxopt.evaluation import Quality
     from onnxopt.inspection import Comparison, Costs, Inspection
     from onnxopt.recipes.catalogue import Entry, RecipeEntry
     from onnxopt.run_report import RunReport
+    from onnxopt.search.auto import AutoResult
+    from onnxopt.search.pareto import ParetoSet
     from onnxopt.search.sensitivity import LowRankSensitivity, PruningSensitivity, Sensitivity
 
-_WIDTH = 160
-"""Columns where the output is not a terminal."""
 
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704  called while the error is handled, where rich itself would end the process
-
-
-class _Screen:
-    """Standard output."""
-
-    def __init__(self) -> None:
-        self._console = _Console(
-            markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH
-        )
+class _Page:
+    """Standard output, as plain text."""
 
     def line(self, text: str = "", style: str = "", indent: int = 0) -> None:
-        """One line, which the terminal may wrap."""
-        self._console.print(Text(" " * indent + one_line(text), style), soft_wrap=True)
+        """One line, however long; ``style`` is for terminals."""
+        print(" " * indent + one_line(text))
 
     def text(self, text: str) -> None:
         """Several lines as they are."""
@@ -51,6 +39,37 @@ class _Screen:
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> None:
         """A table; all but the first ``text_columns`` columns are figures."""
+        cells = [[one_line(cell) for cell in row] for row in ([headings] if any(headings) else []) + list(rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for row in cells:
+            aligned = (
+                cell.ljust(width) if at < text_columns else cell.rjust(width)
+                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            print("  ".join(aligned).rstrip())
+
+
+class _Terminal(_Page):
+    """A terminal, which has a width and colours."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        class _Console(Console):
+            def on_broken_pipe(self) -> None:
+                raise  # noqa: PLE0704  called while the error is handled, where rich itself would end the process
+
+        self._console = _Console(markup=False, highlight=False, emoji=False)
+
+    def line(self, text: str = "", style: str = "", indent: int = 0) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(" " * indent + one_line(text), style), soft_wrap=True)
+
+    def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(box=None, pad_edge=False, show_header=any(headings), header_style="bold")
         for at, heading in enumerate(headings):
             table.add_column(heading, justify="left" if at < text_columns else "right", overflow="fold")
@@ -59,11 +78,16 @@ class _Screen:
         self._console.print(table)
 
 
+def _screen() -> _Page:
+    """Standard output. To import what terminals need takes as long as to optimize a small model."""
+    return _Terminal() if sys.stdout.isatty() else _Page()
+
+
 def show_optimized(
     before: Costs, after: Costs, report: RunReport, files: Sequence[Path], seconds: float, details: bool
 ) -> None:
     """What a pipeline did to a model."""
-    screen = _Screen()
+    screen = _screen()
     screen.table(["", "before", "after", "change"], _cost_rows(before, after))
     _show_dims(screen, before)
     screen.line()
@@ -90,7 +114,7 @@ def show_optimized(
     screen.line(f"Wrote {', '.join(map(str, files))} in {seconds:.2f} s")
 
 
-def _show_facts(screen: _Screen, facts: Sequence[Mapping[str, object]]) -> None:
+def _show_facts(screen: _Page, facts: Sequence[Mapping[str, object]]) -> None:
     """A row a node, with a column for whatever any of them tells."""
     columns = list(dict.fromkeys(name for fact in facts for name in fact))
     numbers = {n for n in columns if all(isinstance(fact.get(n, 0), int | float) for fact in facts)}
@@ -114,7 +138,7 @@ def _quality(quality: Quality) -> str:
 
 def show_inspection(found: Inspection, details: bool) -> None:
     """A model described."""
-    screen = _Screen()
+    screen = _screen()
     costs = found.costs
     weights = ", ".join(f"{name.lower()} {_bytes(size)}" for name, size in costs.weight_bytes.items())
     rows = [
@@ -153,7 +177,7 @@ def show_inspection(found: Inspection, details: bool) -> None:
 
 def show_comparison(found: Comparison) -> None:
     """Two models side by side."""
-    screen = _Screen()
+    screen = _screen()
     screen.table(["", "A", "B", "change"], _cost_rows(found.a.costs, found.b.costs))
     _show_dims(screen, found.a.costs)
     screen.line()
@@ -182,7 +206,7 @@ def show_comparison(found: Comparison) -> None:
 
 def show_sensitivity(found: Sequence[Sensitivity]) -> None:
     """What each node gains and harms, quantized alone."""
-    screen = _Screen()
+    screen = _screen()
     if not found:
         screen.line("No node could be quantized: optimize with --recipe int8 says why.")
         return
@@ -198,7 +222,7 @@ def show_sensitivity(found: Sequence[Sensitivity]) -> None:
 
 def show_pruning_sensitivity(found: Sequence[PruningSensitivity]) -> None:
     """What each layer gains and harms without some of its channels."""
-    screen = _Screen()
+    screen = _screen()
     if not found:
         screen.line("No layer has channels that can be removed: inspect --groups says why.")
         return
@@ -213,7 +237,7 @@ def show_pruning_sensitivity(found: Sequence[PruningSensitivity]) -> None:
 
 def show_low_rank_sensitivity(found: Sequence[LowRankSensitivity]) -> None:
     """What each layer gains and harms in two factors."""
-    screen = _Screen()
+    screen = _screen()
     if not found:
         screen.line("No layer has a constant weight that two factors of lower rank would make smaller.")
         return
@@ -229,9 +253,46 @@ def show_low_rank_sensitivity(found: Sequence[LowRankSensitivity]) -> None:
     )  # fmt: skip
 
 
+def show_found(result: AutoResult, pareto: ParetoSet, *files: Path) -> None:
+    """What a search found."""
+    show_pareto(pareto)
+    screen = _screen()
+    chosen, final = result.chosen, result.chosen.final
+    screen.line()
+    screen.line(f"Chosen: {chosen.measured.plan}", "bold")
+    screen.line(f"latency ×{chosen.latency:.3f}, size ×{chosen.size:.3f}, MACs ×{chosen.macs:.3f}", indent=2)
+    if final is not None:
+        screen.line(
+            f"{result.metric} {final.before:.4f} → {final.after:.4f} on {_count(final.samples, 'sample')} that nothing "
+            f"was fitted to or chosen by: {final.drop:.2%} lost, at most {final.high:.2%} (95 %)",
+            indent=2,
+        )
+    budget = f"at most {result.budget.max_drop:.2%} lost"
+    budget += "".join(f", {name} at most ×{most:g}" for name, most in result.budget.limits.items())
+    holds = "holds" if result.holds else "DOES NOT HOLD"
+    screen.line(f"The budget ({budget}) {holds}.", "green" if result.holds else "yellow")
+    made = f"{_count(result.evaluations, 'evaluation')}, {result.reused} known from before"
+    screen.line(f"Wrote {', '.join(map(str, files))} in {result.seconds:.0f} s ({made})")
+
+
+def show_pareto(found: ParetoSet) -> None:
+    """Models, from the least loss on."""
+    _screen().table(
+        ("", "what was done", "latency", "size", "MACs", f"{found.metric} lost", "at most"),
+        (
+            (
+                f"{e.number}{' *' if e.chosen else ''}", e.plan, f"×{e.latency:.3f}", f"×{e.size:.3f}",
+                f"×{e.macs:.3f}", f"{e.drop:.2%}", f"{e.drop_at_most:.2%}",
+            )
+            for e in found.models
+        ),
+        text_columns=2,
+    )  # fmt: skip
+
+
 def show_catalogue(found: dict[str, list[Any]] | Entry | RecipeEntry) -> None:
     """All passes and recipes, or one of them."""
-    screen = _Screen()
+    screen = _screen()
     if isinstance(found, dict):
         screen.table(
             ["pass", "", ""],
@@ -267,7 +328,7 @@ def _cost_rows(before: Costs, after: Costs) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _show_dims(screen: _Screen, costs: Costs) -> None:
+def _show_dims(screen: _Page, costs: Costs) -> None:
     if costs.macs is not None and costs.macs_at:
         sizes = ", ".join(f"{name}={size}" for name, size in costs.macs_at.items())
         screen.line(f"Multiply-accumulates are at {sizes}.", "dim")
@@ -279,20 +340,3 @@ def _show_dims(screen: _Screen, costs: Costs) -> None:
 
 def _macs(costs: Costs) -> str:
     return "unknown" if costs.macs is None else f"{costs.macs:,}"
-
-
-def _decibels(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f} dB"
-
-
-def _bytes(size: int | None) -> str:
-    if size is None:
-        return "unknown"
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.2f} {unit}"
-    return f"{size} B"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

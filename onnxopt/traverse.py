@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from typing import TypeGuard
 
 import onnx_ir as ir
 
 from onnxopt.nodes import bodies
-
-
-@contextmanager
-def without_gc() -> Iterator[None]:
-    """Do not search for garbage meanwhile: a model is one tangle of cycles, and searching it again and again
-    while it grows takes time quadratic in its size."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def is_external(tensor: ir.TensorProtocol) -> TypeGuard[ir.ExternalTensor]:

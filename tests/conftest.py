@@ -1,6 +1,13 @@
-"""What holds for all tests: results are cached in a directory of this run, not in the user's."""
+"""What holds for all tests: they draw the same examples in each run, and cache in a directory of the run.
 
+``pytest --hypothesis-profile default`` draws new examples.
+"""
+
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import venvs
-from benchmarks.cleanup.__main__ import machine, plain
+from benchmarks import parts, venvs
+from benchmarks.cleanup.__main__ import machine
 from benchmarks.cleanup.experiment import Store
 from benchmarks.corpus import fetch
 from benchmarks.lowrank import experiment, tables
@@ -41,14 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     lab = experiment.Lab(Store(venvs.CACHE / "results", args.fresh), args.samples)
     results: tables.Results = {part: [] for part in PARTS}
     try:
-        for part in args.parts:
-            for record in PARTS[part](lab):
-                results[part].append(record)
-                print(part, *(f"{v}" for k, v in record.items() if k not in ("said", "way")), file=sys.stderr)
+        parts.run(PARTS, args.parts, lab, results, ("said", "way"))
     finally:  # an interrupted run shows what it has
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "results.md").write_text(plain(tables.render(results, said)))
-        (args.out / "results.json").write_text(plain(json.dumps({"machine": said} | results, indent=1)) + "\n")
+        parts.write(args.out, tables.render(results, said), said, results)
     return 0
 
 

@@ -22,6 +22,7 @@ from benchmarks import facts, judge
 from benchmarks.lowrank import peers
 from benchmarks.lowrank.cases import Case, case
 from benchmarks.prune.counts import parameters
+from benchmarks.quantize import latency
 from benchmarks.quantize.score import Energy, guess
 
 Record = dict[str, Any]
@@ -32,17 +33,18 @@ def tried(one: Case, way: str, folder: Path) -> Record:
     clean, target = folder / "clean.onnx", folder / "factorized.onnx"
     onnxopt.optimize(one.model, verify="off").save(clean, force=True)
     wall, cpu = time.perf_counter(), time.process_time()
-    method, _, ratio = way.partition(" ")
+    method, _, share = way.partition(" ")
     try:
         if method in peers.METHODS:
             made: Record = {}
-            onnx.save(peers.factorized(method, float(ratio), onnx.load(clean), one), target)
+            onnx.save(peers.factorized(method, float(share), onnx.load(clean), one), target)
         else:
             made = ours(one, way, target)
     except (onnxopt.OnnxoptError, ValueError) as error:
         return {"failure": str(error)}
     took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    return made | took | size(clean, target) | quality(one, clean, target) | {"latency": ratio(clean, target, one.one)}
+    times = {"latency": latency.ratio(clean, target, one.one)}
+    return made | took | size(clean, target) | quality(one, clean, target) | times
 
 
 def ours(one: Case, pipeline: str, target: Path) -> Record:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import venvs
-from benchmarks.cleanup.__main__ import machine, plain
+from benchmarks import parts, venvs
+from benchmarks.cleanup.__main__ import machine
 from benchmarks.cleanup.experiment import Store
 from benchmarks.corpus import fetch
 from benchmarks.options import names
@@ -53,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "scale" in args.parts:
             results["scale"] = experiment.scale(store)
     finally:  # an interrupted run shows what it has
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "results.md").write_text(plain(tables.render(results, said)))
-        (args.out / "results.json").write_text(plain(json.dumps({"machine": said} | results, indent=1)) + "\n")
+        parts.write(args.out, tables.render(results, said), said, results)
     return 0
 
 

@@ -27,9 +27,10 @@ from onnxopt.passes.prune.prune_channels import PruneChannels
 from onnxopt.passes.prune.reconstruct import Reconstruct
 from onnxopt.recipes import recipe
 
-from benchmarks import judge
+from benchmarks import facts, judge
 from benchmarks.prune import peer
 from benchmarks.prune.counts import slower_or_not
+from benchmarks.prune.prepared import prepared
 
 Record = dict[str, Any]
 TWINS = ("resnet8_mnist_hard", "dwcnn_mnist_hard", "densenet_mnist_hard", "cnn1d_mnist1d", "transformer_sentiment")
@@ -67,6 +68,14 @@ def macs(model: ir.Model) -> int:
     return count_macs(model).total
 
 
+def sized(model: Model, twin: Path) -> ir.Model:
+    """The model with its shapes folded, for inputs as long as the twin's, that the arithmetic of both is the same."""
+    found = prepared(model.path)
+    for ours, theirs in zip(found.graph.inputs, facts.load(twin).graph.input, strict=True):
+        ours.shape = ir.Shape([dim.dim_param or dim.dim_value for dim in theirs.type.tensor_type.shape.dim])
+    return found
+
+
 def theirs(model: Model, folder: Path, power: int, ratio: float) -> Record:
     """Accuracy and the share of multiply–accumulates that is left."""
     whole, target = folder / "twin.onnx", folder / f"theirs-{power}-{ratio}.onnx"
@@ -79,11 +88,11 @@ def theirs(model: Model, folder: Path, power: int, ratio: float) -> Record:
         return {"failure": judge.first_line(error)}
 
 
-def ours(model: Model, passes: list[Any], target: Path, data: Any = None) -> Record:
-    """Accuracy and the share of multiply–accumulates that is left of the model as cleanup leaves it."""
-    clean = onnxopt.optimize(model.path, verify="off").model
+def ours(model: Model, start: Path | ir.Model, passes: list[Any], target: Path, data: Any = None) -> Record:
+    """Accuracy and the share of multiply–accumulates that is left of ``start`` as cleanup leaves it."""
+    clean = onnxopt.optimize(start, verify="off").model
     with slower_or_not():
-        result = onnxopt.optimize(model.path, passes=[*passes, *recipe("cleanup")], data=data, verify="off")
+        result = onnxopt.optimize(start, passes=[*passes, *recipe("cleanup")], data=data, verify="off")
     result.save(target, force=True)
     if result.report.problems:
         return {"failure": "; ".join(result.report.problems)[:300]}
@@ -100,13 +109,14 @@ def compare(name: str, folder: Path, ratio: float) -> Record:
     model = Model(name)
     record: Record = {"name": name, "ratio": ratio, "dense": model.accuracy(model.path), "theirs": {}, "ours": {}}
     of: dict[str, Any] = {"of": "channels", "ratio": ratio}
+    start: Path | ir.Model = model.path
     for importance, power in POWERS.items():
         if name in TWINS:
             peers = record["theirs"][importance] = theirs(model, folder, power, ratio)
             if "macs" in peers:
-                of = {"of": "macs", "ratio": 1 - peers["macs"]}
+                of, start = {"of": "macs", "ratio": 1 - peers["macs"]}, sized(model, folder / "twin.onnx")
         plain = PruneChannels(importance=importance, round_to=1, **of)  # type: ignore[arg-type]
-        record["ours"][importance] = tried(model, [plain], folder / f"ours-{importance}-{ratio}.onnx")
+        record["ours"][importance] = tried(model, start, [plain], folder / f"ours-{importance}-{ratio}.onnx")
     variants = {
         "plain": PruneChannels(round_to=1, **of),
         "rounded": PruneChannels(ratio=ratio),
@@ -115,9 +125,10 @@ def compare(name: str, folder: Path, ratio: float) -> Record:
     }
     for variant, pass_ in variants.items():
         target = folder / f"{variant}-{ratio}.onnx"
-        record["ours"][f"{variant}-before"] = tried(model, [*recipe("cleanup"), pass_], target, model.data())
+        at = start if variant == "plain" else model.path
+        record["ours"][f"{variant}-before"] = tried(model, at, [*recipe("cleanup"), pass_], target, model.data())
         record["ours"][f"{variant}-recovered"] = tried(
-            model, [*recipe("cleanup"), pass_, Reconstruct()], target, model.data()
+            model, at, [*recipe("cleanup"), pass_, Reconstruct()], target, model.data()
         )
     return record
 

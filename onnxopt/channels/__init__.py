@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -26,14 +25,14 @@ import onnx_ir as ir
 
 from onnxopt.channels._axes import Axes, Axis, Fixed, Keep, Slices, Unit, slices_of
 from onnxopt.channels._dims import learn_dims
+from onnxopt.channels._record import Left, Record, kept, left
 from onnxopt.channels._walk import walk
 from onnxopt.errors import OptionError
 from onnxopt.graph import Editor, constant_tensor, label
 from onnxopt.shapes import Facts
 
-__all__ = ["ChannelGraph", "Group", "Member", "Slices", "Unit", "kept"]
+__all__ = ["ChannelGraph", "Group", "Left", "Member", "Slices", "Unit", "kept", "left"]
 
-_KEPT = "onnxopt.kept"
 _OUTPUT = "it is an axis of the output {!r}"
 
 
@@ -149,17 +148,17 @@ class ChannelGraph:
                     raise OptionError(f"nothing would be left of an axis of {value.name!r}: keep one of its channels")
         for removal in self._axes.removals:
             removal(keep)
-        record = {name: dict(axes) for name, axes in kept(self._editor.model).items()}
+        record = Record(self._editor.model)
         for value, found in self._axes.constants.items():
             masks = {at: keep(axis) for at, axis in enumerate(found) if isinstance(axis, np.ndarray)}
             masks = {at: mask for at, mask in masks.items() if not mask.all()}
             if masks:
                 _cut(value, masks, self._editor)
-                own = record.setdefault(value.name or "", {})
-                own.update((at, own.get(at, np.arange(len(mask)))[mask]) for at, mask in masks.items())
+                record.constant(value, masks)
         for value, found in self._axes.computed.items():
             _declare(value, found, keep)
-        self._editor.model.meta[_KEPT] = record
+            record.computed(value, found, keep)
+        record.write()
         self._editor.facts = Facts(self._editor.model)
 
     def _freeze_unmet(self) -> None:
@@ -289,14 +288,6 @@ class _Finder:
                 if (rank[index] == np.arange(size)[:, None]).all():
                     found[number] = index
         return found
-
-
-def kept(model: ir.Model) -> Mapping[str, Mapping[int, Slices]]:
-    """What is left of a model that channels were removed from, by constant and axis: the places in the original.
-
-    Axes that are whole are left out.
-    """
-    return MappingProxyType(model.meta.get(_KEPT, {}))
 
 
 def _components(axes: Axes) -> Slices:

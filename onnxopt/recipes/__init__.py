@@ -12,6 +12,7 @@ A recipe is a TOML file::
     [[pass]]
     recipe = "cleanup"                # all passes of another recipe
 
+``data_share`` says on which share of the samples that the user gives the passes run; the rest tells of them afterwards.
 Recipes of this folder are known by name. Every mistake gets an ``OptionError`` that says where it is.
 """
 
@@ -34,12 +35,13 @@ from onnxopt.passes import CATALOGUE, imported
 
 _FOLDER = Path(__file__).parent
 _STEP = re.compile(r"\s*([\w./\\:-]+)\s*(\{)?")
-_BARE_WORD = re.compile(r"(?<=[=\[,])\s*([A-Za-z_*?][\w*?./-]*|[1-9]\d*[:x]\d+)\s*(?=[,\]]|$)")
+_BARE_WORD = re.compile(r"(?<=[=\[,])\s*([A-Za-z_*?/][\w*?./-]*|[1-9]\d*[:x]\d+)\s*(?=[,\]]|$)")
 
 
 class _Recipe(msgspec.Struct, forbid_unknown_fields=True):
     steps: list[dict[str, Any]] = msgspec.field(name="pass")
     description: str = ""
+    data_share: float = 1.0
 
 
 def names() -> list[str]:
@@ -64,6 +66,12 @@ def recipe(name_or_path: str | os.PathLike[str]) -> list[Pass]:
     if not path.is_file():
         raise OptionError(f"no recipe is called {name!r}{_suggestion(name, names())}; recipes: {', '.join(names())}")
     return _passes(path)
+
+
+def data_share(name_or_path: str | os.PathLike[str]) -> float:
+    """On which share of the samples the passes of a recipe run."""
+    path = Path(name_or_path)
+    return _read(path).data_share if path.suffix == ".toml" and path.is_file() else 1.0
 
 
 @cache

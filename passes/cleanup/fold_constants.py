@@ -36,7 +36,7 @@ _NEVER = frozenset({
     "SplitToSequence", "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement",
 })  # fmt: skip
 
-_MAX_RESULT = 256 * 1024 * 1024
+MAX_RESULT = 256 * 1024 * 1024
 """A result of more bytes than this is not computed, whatever it would save."""
 
 
@@ -142,7 +142,7 @@ class _Plan:
             return False
         if not any(v is not None for v in node.inputs) and node.op_type not in ("EyeLike",):
             return False
-        return self._size(node) <= _MAX_RESULT and self.allows(node)
+        return self._size(node) <= MAX_RESULT and self.allows(node)
 
     def _may_be_constant_node(self, node: ir.Node) -> bool:
         opset, dtype = self.editor.opset(node), self.editor.dtype(node.outputs[0])

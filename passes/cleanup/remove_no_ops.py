@@ -13,6 +13,7 @@ empty inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -36,6 +37,10 @@ from onnxopt.passes.cleanup._operands import (
     permutation,
     same_dims,
 )
+from onnxopt.shapes import Dims
+
+_ADDRESSES = 2**47
+"""So many bytes a process can have on the processors of today."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +137,20 @@ def _slice(node: ir.Node, editor: Editor) -> bool:
     found = cuts(node, editor)
     if found is None or any(cut.step < 1 for cut in found.values()):
         return False
+    dims, dtype = editor.shape(node.inputs[0]), editor.dtype(node.inputs[0])
     return _same_shape(node, editor) or all(
-        cut.start == 0 and cut.end >= END and cut.step == 1 for cut in found.values()
+        cut.start == 0 and cut.step == 1 and cut.end >= _longest(axis, dims, dtype) for axis, cut in found.items()
     )
+
+
+def _longest(axis: int, dims: Dims | None, dtype: ir.DataType | None) -> float:
+    """How long an axis can be: its size, or what fits into memory with axes of these sizes beside it."""
+    if dims is None or dtype in (None, ir.DataType.STRING) or not -len(dims) <= axis < len(dims):
+        return END
+    if isinstance(size := dims[axis], int):
+        return size
+    others = math.prod(dim for dim in dims if isinstance(dim, int) and dim > 0)
+    return min(END, _ADDRESSES / (others * dtype.itemsize))
 
 
 def _resize(node: ir.Node, editor: Editor) -> bool:

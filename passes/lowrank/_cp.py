@@ -36,7 +36,7 @@ from onnxopt.passes.lowrank._split import refit_first, split_problem
 from onnxopt.passes.lowrank._stages import Stage, composed, error, refit_last
 from onnxopt.passes.lowrank._svd import Array, Problem, even
 
-_SWEEPS = 50
+_SWEEPS, _FEW_SWEEPS = 50, 5
 _LARGEST = 3.0
 """How much the squares of the terms may sum up to, in units of the square of the whole."""
 _PENALTY = 1e-8
@@ -44,18 +44,21 @@ _PENALTY = 1e-8
 _ROUNDS = 3
 
 
-def cp(kernel: Array, problem: Problem, rank: int) -> list[Stage]:
-    """Stages for ``kernel`` (n × c × spatial): 1×1, one depthwise for each spatial axis longer than one, 1×1."""
+def cp(kernel: Array, problem: Problem, rank: int, *, rough: bool = False) -> list[Stage]:
+    """Stages for ``kernel`` (n × c × spatial): 1×1, one depthwise for each spatial axis longer than one, 1×1.
+
+    ``rough``: after a few sweeps.
+    """
     n, _, *spatial = kernel.shape
     channels = split_problem(kernel, problem, 0)
     tensor = channels.white.reshape(-1, *[size for size in spatial if size > 1], n)
     start = leading_terms(tensor, rank)
     found = [
         refit_last(_stages([channels.root.coloured(white), *others], spatial), problem)
-        for white, *others in (start, alternated(tensor, start))
+        for white, *others in (start, alternated(tensor, start, _FEW_SWEEPS if rough else _SWEEPS))
     ]
     stages = min(found, key=lambda each: error(each, problem))
-    for _ in range(_ROUNDS):
+    for _ in range(0 if rough else _ROUNDS):
         behind = composed(stages[1:]).reshape(n, -1).T
         a = refit_first(stages[0].kernel.reshape(rank, -1).T, behind, problem, channels.root)
         stages = refit_last([Stage(a.T.reshape(stages[0].kernel.shape)), *stages[1:]], problem)
@@ -76,12 +79,12 @@ def leading_terms(tensor: Array, rank: int) -> list[Array]:
     return [np.pad(factor[:, largest], [(0, 0), (0, rank - len(largest))]) for factor in [*found, rest.T]]
 
 
-def alternated(tensor: Array, factors: Sequence[Array]) -> list[Array]:
-    """By alternating least squares from ``factors`` (axis × r): the best that was met within the bound."""
+def alternated(tensor: Array, factors: Sequence[Array], sweeps: int = _SWEEPS) -> list[Array]:
+    """By ``sweeps`` of alternating least squares from ``factors`` (axis × r): the best met within the bound."""
     unit = float(np.linalg.norm(tensor)) or 1.0
     factors = best = ahead = even([*factors[:-1], factors[-1] / unit])
     least, before, penalty = np.inf, np.inf, 0.0
-    for _ in range(_SWEEPS):
+    for _ in range(sweeps):
         found, misfit, size = _sweep(tensor / unit, ahead, penalty)
         found = even(found)
         if size > _LARGEST:

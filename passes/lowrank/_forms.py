@@ -22,8 +22,8 @@ from typing import Literal
 
 Method = Literal["svd", "input-svd", "spatial-svd", "tucker", "cp", "separable"]
 
-_LARGEST = {"input-svd": 1 << 20, "spatial-svd": 1 << 20, "tucker": 1 << 20, "cp": 1 << 18}
-"""Kernels with more weights take too long to fit, many seconds each."""
+_LARGEST = {"input-svd": 1 << 18, "spatial-svd": 1 << 20, "tucker": 1 << 18, "cp": 1 << 16}
+"""Kernels with more weights take too long to fit, several seconds each."""
 _STEPS = 24
 """About so many ranks are considered."""
 
@@ -43,6 +43,11 @@ class Geometry:
     def stages(self) -> list[tuple[int, ...]]:
         """The layer as it is, as its only stage."""
         return [self.kernel]
+
+    @property
+    def weights(self) -> int:
+        """How many weights an output has."""
+        return math.prod(self.kernel[1:])
 
 
 @dataclass(frozen=True)

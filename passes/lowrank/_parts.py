@@ -1,12 +1,13 @@
 """What is known of the layers of a model that may be split, and what each loses in a form.
 
 Known are the moments of what a layer reads and gives, on samples to fit to and on others to judge by. Without data
-there is the weight alone, and what is lost is a share of its squares.
+there is the weight alone, and what is lost is a share of its squares. Moments take memory, so a layer is analysed while
+its own are held, and what is kept of it is a ``Part``: what it loses, and what that does to the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,9 +16,10 @@ import onnx_ir as ir
 
 from onnxopt.data import Dataset
 from onnxopt.pass_base import Context, Log
-from onnxopt.passes.lowrank._forms import Form, Method, forms, full_rank, macs
+from onnxopt.passes.lowrank._forms import Form, Method, forms, macs
 from onnxopt.passes.lowrank._layers import Splittable
 from onnxopt.passes.lowrank._methods import factorized
+from onnxopt.passes.lowrank._own_moments import in_memory, own_moments
 from onnxopt.passes.lowrank._stages import Stage, composed
 from onnxopt.passes.lowrank._svd import Array, Problem
 from onnxopt.passes.prune._cross_grams import Pair, reading
@@ -27,13 +29,17 @@ from onnxopt.passes.prune._refits import Refit
 _DAMPING, _DAMPINGS = 1e-3, (1e-3, 0.1, 1.0)
 """The penalty in units of the mean diagonal of ``XᵀX``, and those to try where there are few rows,"""
 _FEW = 8
-"""for each input fewer than so many."""
+"""for each input fewer than so many,"""
+_OUTPUTS = 128
+"""on about so many outputs of a group."""
 
 _ROUNDING = 1e-9
+_NEAR = 1.5
+"""Fitting a form to the end takes a third of its error away, at most about."""
 _HALF = 0.5
 """Losses above this do not add up any more."""
 _MEMORY = 1 << 28
-"""So many bytes of moments are held at once, and as many to judge by."""
+"""So many bytes of Gram matrices are held at once, and as many to judge by."""
 
 Known = tuple[list[Moments], list[Moments]]
 """The moments of a layer at each of its nodes, to fit to and to judge by."""
@@ -44,6 +50,7 @@ class Chosen:
     """What becomes of a layer."""
 
     form: Form | None = None
+    damping: float = _DAMPING
     seconds: tuple[float, float] | None = None
     """Of the layer as it was, and split."""
     reason: str = ""
@@ -52,24 +59,57 @@ class Chosen:
 
 @dataclass(eq=False)
 class Part:
-    """A layer that may be split, what is known of it, and what becomes of it."""
+    """A layer that may be split, what it would lose, and what becomes of it."""
 
     layer: Splittable
-    fitted: list[Problem]
-    """What each group gives in the model as it is,"""
-    judged: list[Problem]
-    """and what it gives on samples that nothing is fitted to."""
+    losses: dict[Form, float] = field(default_factory=dict)
+    """The share of its output's variance that it loses in each form by the first method that is cheaper."""
     tried: tuple[tuple[float, float], ...] = ()
     """What the layer alone lost of its output in a few forms, the least first, and the noise that this made at the
     outputs of the model."""
-    gain: float = 1.0
-    """What the best method loses, for each share that the first one loses at the same cost."""
+    best: dict[Form, tuple[Method, float]] = field(default_factory=dict)
+    """For a few forms by the first method that which loses least at the same cost, and the share of the loss that it
+    leaves."""
     chosen: Chosen = field(default_factory=Chosen)
 
     @property
     def key(self) -> str:
         """What names the layer in every copy of the model."""
         return self.layer.nodes[0].outputs[0].name or ""
+
+    def best_near(self, form: Form) -> tuple[Method, float]:
+        """The best method in place of ``form``, and the share of the loss that it leaves, as at the nearest form of
+        which that is known."""
+        if not self.best:
+            return form.method, 1.0
+        return self.best[min(self.best, key=lambda known: abs(known.ranks[0] - form.ranks[0]))]
+
+    def damage(self, form: Form) -> float:
+        """The noise at the outputs of the model in this form: noise follows what is lost up to the least that was
+        tried, and a power of it from there on, for large losses do more than their share. That noises add up holds
+        for small ones, so a layer that loses more than half of what it gives counts as noise as large as the signal."""
+        loss = self.losses[form]
+        if loss > _HALF:
+            return 1.0 + loss
+        loss *= self.best_near(form)[1]
+        if not self.tried:
+            return loss
+        losses, noises = np.maximum(self.tried, _ROUNDING).T
+        if loss <= losses[0]:
+            return float(noises[0] * loss / losses[0])
+        return float(np.exp(np.interp(np.log(loss), np.log(losses), np.log(noises))))
+
+
+@dataclass(eq=False)
+class Analysis:
+    """A layer, and what it gives."""
+
+    layer: Splittable
+    fitted: list[Problem]
+    """What each group gives in the model as it is,"""
+    judged: list[Problem]
+    """and what it gives on samples that nothing is fitted to."""
+    damping: float = _DAMPING
 
     @cached_property
     def errors(self) -> Array:
@@ -82,59 +122,73 @@ class Part:
         """The share of its output's variance that is lost in this form."""
         return float(self.errors[form.ranks[0]]) if form.method == "svd" else lost(self.stages(form), self.fitted)
 
-    def damage(self, form: Form) -> float:
-        """The noise at the outputs of the model in this form: noise follows what is lost up to the least that was
-        tried, and a power of it from there on, for large losses do more than their share. That noises add up holds
-        for small ones, so a layer that loses more than half of what it gives counts as noise as large as the signal."""
-        loss = self.loss(form)
-        if loss > _HALF:
-            return 1.0 + loss
-        loss *= self.gain
-        if not self.tried:
-            return loss
-        losses, noises = np.maximum(self.tried, _ROUNDING).T
-        if loss <= losses[0]:
-            return float(noises[0] * loss / losses[0])
-        return float(np.exp(np.interp(np.log(loss), np.log(losses), np.log(noises))))
+    def loss_elsewhere(self, form: Form, *, rough: bool = False) -> float:
+        """The same on samples that nothing is fitted to."""
+        return lost(self.stages(form, rough=rough), self.judged)
 
-    def stages(self, form: Form) -> list[list[Stage]]:
-        """The stages of each group in this form."""
-        return stages(self.layer, form, self.fitted)
+    def stages(self, form: Form, *, rough: bool = False) -> list[list[Stage]]:
+        """The stages of each group in this form; ``rough`` ones are not fitted to the end."""
+        return stages(self.layer, form, self.fitted, rough=rough)
 
-    def best_of(self, methods: Sequence[Method], multiple: int, like: Form) -> tuple[float, Form]:
+    def best_of(self, methods: Sequence[Method], multiple: int, like: Form) -> tuple[Form, float]:
         """Of the dearest forms by each method with no more arithmetic than ``like`` the one that loses least on other
-        samples, and what it loses."""
-        geometry, found = self.layer.geometry, [(lost(self.stages(like), self.judged), like)]
-        allowed = macs(like.stages(geometry), geometry)
-        for method in methods:
-            fitting = [f for f in forms(method, geometry, multiple) if macs(f.stages(geometry), geometry) <= allowed]
-            if fitting and method != like.method:
-                dearest = max(fitting, key=lambda form: macs(form.stages(geometry), geometry))
-                found.append((lost(self.stages(dearest), self.judged), dearest))
-        return min(found, key=lambda each: each[0])
+        samples, and the share of the loss of ``like`` that it leaves. Only those are fitted to the end that come near
+        to the best at the start."""
+        rough = {form: self.loss_elsewhere(form, rough=True) for form in as_dear(methods, self.layer, multiple, like)}
+        found = {like: self.loss_elsewhere(like)}
+        limit = _NEAR * min((*found.values(), *rough.values()))
+        found |= {form: self.loss_elsewhere(form) for form, loss in rough.items() if loss <= limit}
+        best = min(found, key=found.__getitem__)
+        return best, found[best] / max(found[like], _ROUNDING)
 
 
-def stages(layer: Splittable, form: Form, fitted: Sequence[Problem]) -> list[list[Stage]]:
+def as_dear(methods: Iterable[Method], layer: Splittable, multiple: int, like: Form) -> Iterator[Form]:
+    """The dearest form by each method with no more arithmetic than ``like``, but for the method of that."""
+    geometry = layer.geometry
+    allowed = macs(like.stages(geometry), geometry)
+    for method in methods:
+        fitting = [f for f in forms(method, geometry, multiple) if macs(f.stages(geometry), geometry) <= allowed]
+        if fitting and method != like.method:
+            yield max(fitting, key=lambda form: macs(form.stages(geometry), geometry))
+
+
+def stages(layer: Splittable, form: Form, fitted: Sequence[Problem], *, rough: bool = False) -> list[list[Stage]]:
     """The stages of each group of a layer, of least error for these problems."""
     return [
-        factorized(form, layer.kernel(weight), problem)
+        factorized(form, layer.kernel(weight), problem, rough=rough)
         for weight, problem in zip(layer.matrices(), fitted, strict=True)
     ]
 
 
-def damped(layer: Splittable, moments: Sequence[Moments], judged: Sequence[Problem], form: Form) -> list[Problem]:
-    """What each group is to give, with a penalty for leaving the weights as they are; where there are few rows, that
-    with which ``form`` loses least elsewhere."""
-    fitted = layer.problems(moments)
-    few = sum(each.rows for each in moments) < _FEW * len(fitted[0].gram)
-    best: tuple[float, list[Problem]] | None = None
-    for damping in _DAMPINGS if few else (_DAMPING,):
-        problems = [p.damped(weight, damping) for weight, p in zip(layer.matrices(), fitted, strict=True)]
-        loss = lost(stages(layer, form, problems), judged) if few else 0.0
-        if best is None or loss < best[0]:
-            best = loss, problems
-    assert best is not None
-    return best[1]
+def damped(layer: Splittable, moments: Sequence[Moments], damping: float) -> list[Problem]:
+    """What each group is to give, with a penalty for leaving the weights as they are."""
+    return [p.damped(weight, damping) for weight, p in zip(layer.matrices(), layer.problems(moments), strict=True)]
+
+
+def analysed(layer: Splittable, known: Known | None) -> Analysis:
+    """What is known of a layer from its moments; without, from its weight."""
+    if known is None:
+        free = layer.data_free()
+        return Analysis(layer, free, free)
+    judged = layer.problems(known[1])
+    few = sum(each.rows for each in known[0]) < _FEW * layer.geometry.weights
+    damping = _best_damping(layer, known[0], judged) if few else _DAMPING
+    return Analysis(layer, damped(layer, known[0], damping), judged, damping)
+
+
+def _best_damping(layer: Splittable, moments: Sequence[Moments], judged: Sequence[Problem]) -> float:
+    """The penalty with which a third of the rank loses least elsewhere, told from some of the outputs."""
+    step = max(1, layer.geometry.kernel[0] // _OUTPUTS)
+    wanted = [problem.of_outputs(step) for problem in judged]
+    found = {}
+    for damping in _DAMPINGS:
+        noise = 0.0
+        for fitted, other in zip(damped(layer, moments, damping), wanted, strict=True):
+            some = fitted.of_outputs(step)
+            a, b = some.factors(max(1, min(some.cross.shape) // 3))
+            noise += other.error(a @ b)
+        found[damping] = noise
+    return min(found, key=found.__getitem__)
 
 
 def lost(groups: Sequence[Sequence[Stage]], problems: Sequence[Problem]) -> float:
@@ -157,30 +211,37 @@ class Data:
 
     def __init__(self, context: Context, samples: tuple[Dataset, Dataset], seed: int) -> None:
         self._model = context.editor.copy().model
-        self._samples = samples
-        dense = reading(self._model, samples[0])
-        self._pairs = [Pair(dense, part, seed) for part in samples]
+        self._samples, self._seed = samples, seed
+        self._dense = reading(self._model, samples[0])
+        self._pairs = [Pair(self._dense, part, seed) for part in samples]
 
-    def readable(self, layer: Splittable) -> str | None:
+    def unreadable(self, layer: Splittable) -> str | None:
         """Why nothing can be known of a layer, if so."""
         reasons = (self._pairs[0].unreadable(refit) for refit in layer.refits)
         return next((reason for reason in reasons if reason is not None), None)
 
-    def moments(self, layers: Sequence[Splittable], now: ir.Model | None = None) -> list[Known | None]:
-        """The moments of each layer on both parts of the samples, with its inputs as in the model ``now``; ``None`` for
-        one with a node that is not computed on them."""
-        after = reading(now or self._model, self._samples[0])
+    def own_moments(self, layers: Sequence[Splittable]) -> list[Known | None]:
+        """The moments of each layer in the model as it is, on both parts of the samples; ``None`` for one with a node
+        that is not computed on them."""
+        refits = [refit for layer in layers for refit in layer.refits]
+        found = [own_moments(refits, self._dense.over(part), len(part), self._seed) for part in self._samples]
+        return [_complete(layer, *found) for layer in layers]
+
+    def moments(self, layers: Sequence[Splittable], now: ir.Model) -> list[Known | None]:
+        """The same with inputs as in the model ``now``, and outputs as in the model as it was."""
+        after = reading(now, self._samples[0])
         first: dict[Refit, Moments] = {}
         second: dict[Refit, Moments] = {}
         for refits in _apart(refit for layer in layers for refit in layer.refits):
             first |= self._pairs[0].moments(refits, after)
             second |= self._pairs[1].moments(refits, after)
-        return [
-            ([first[refit] for refit in layer.refits], [second[refit] for refit in layer.refits])
-            if all(refit in first and refit in second for refit in layer.refits)
-            else None
-            for layer in layers
-        ]
+        return [_complete(layer, first, second) for layer in layers]
+
+
+def _complete(layer: Splittable, first: dict[Refit, Moments], second: dict[Refit, Moments]) -> Known | None:
+    if not all(refit in first and refit in second for refit in layer.refits):
+        return None
+    return [first[refit] for refit in layer.refits], [second[refit] for refit in layer.refits]
 
 
 def _apart(refits: Iterable[Refit]) -> list[list[Refit]]:
@@ -195,40 +256,26 @@ def _apart(refits: Iterable[Refit]) -> list[list[Refit]]:
 
 
 def parts(layers: Sequence[Splittable], data: Data | None, log: Log) -> list[Part]:
-    """What is known of each layer; without data, its weight. Reasons against those of which nothing is are logged."""
-    if data is None:
-        return [Part(layer, layer.data_free(), layer.data_free()) for layer in layers]
-    found, known = [], []
+    """The layers of which something can be known; reasons against others are logged."""
+    found = []
     for layer in layers:
-        if (why := data.readable(layer)) is None:
-            known.append(layer)
+        if data is not None and (why := data.unreadable(layer)) is not None:
+            for name in layer.names:
+                log.refused(name, f"what it reads is not known: {why}")
         else:
-            _refuse(layer, f"what it reads is not known: {why}", log)
-    for together in _in_memory(known):
-        for layer, moments in zip(together, data.moments(together), strict=True):
-            if moments is None:
-                _refuse(layer, "it is not computed on these data", log)
-                continue
-            judged = layer.problems(moments[1])
-            middle = Form("svd", (max(1, full_rank("svd", layer.geometry) // 3),))
-            found.append(Part(layer, damped(layer, moments[0], judged, middle), judged))
+            found.append(Part(layer))
     return found
 
 
-def _in_memory(layers: Sequence[Splittable]) -> list[list[Splittable]]:
-    """``layers`` in groups whose moments fit into memory together."""
-    groups: list[list[Splittable]] = []
-    room = 0
-    for layer in layers:
-        size = sum(refit.bytes for refit in layer.refits)
-        if not groups or size > room:
-            groups.append([])
-            room = _MEMORY
-        groups[-1].append(layer)
-        room -= size
-    return groups
-
-
-def _refuse(layer: Splittable, why: str, log: Log) -> None:
-    for name in layer.names:
-        log.refused(name, why)
+def analyses(parts: Sequence[Part], data: Data | None) -> Iterator[tuple[Part, Analysis]]:
+    """What is known of each layer, which is to be let go before the next; one that is not computed on the data stays
+    whole and does not come."""
+    for numbers in in_memory([part.layer.refits for part in parts], _MEMORY):
+        together = [parts[at] for at in numbers]
+        found = [None for _ in together] if data is None else data.own_moments([part.layer for part in together])
+        while together:
+            part, known = together.pop(0), found.pop(0)
+            if data is not None and known is None:
+                part.chosen.reason = "it is not computed on these data"
+            else:
+                yield part, analysed(part.layer, known)

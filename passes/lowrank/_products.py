@@ -13,6 +13,7 @@ reads in the model as it was.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,11 @@ class LeftProduct(Product):
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._op, self._shape, self._groups, self._trans_b = "MatMul", shape, 1, True
 
+    @property
+    def unfolding(self) -> Hashable:
+        """What rows follow from besides the input."""
+        return "columns"
+
     def count(self, x: Array) -> int:
         """How many rows there are."""
         return super().count(_columns(x))
@@ -65,6 +71,11 @@ class StackProduct(Product):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape = shape
+
+    @property
+    def unfolding(self) -> Hashable:
+        """What rows follow from besides the input."""
+        return self._shape[:-1]
 
     def matrix(self, weight: Array) -> Array:
         """The weight, or anything of its shape, as g × k × n."""

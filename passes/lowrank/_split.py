@@ -38,17 +38,18 @@ _ROUNDING = 1e-14
 """A step that takes less than this share of ``‖Y‖²`` is one in rounding."""
 
 
-def split(kernel: Array, problem: Problem, rank: int, axes: int) -> list[Stage]:
+def split(kernel: Array, problem: Problem, rank: int, axes: int, *, rough: bool = False) -> list[Stage]:
     """Two stages for ``kernel`` (n × c × spatial), of which the first has its first ``axes`` spatial axes.
 
-    Channels beyond the largest rank that ``split_problem`` has an error for are zero.
+    Channels beyond the largest rank that ``split_problem`` has an error for are zero. ``rough``: with ``A`` as it is at
+    the start.
     """
     n, c, *spatial = kernel.shape
     start = split_problem(kernel, problem, axes)
     a, b = start.factors(rank)
     b = b.reshape(-1, n)
     if axes < len(spatial):
-        for _ in range(_ROUNDS):
+        for _ in range(0 if rough else _ROUNDS):
             b = problem.through(a).nearest(b)
             a = refit_first(a, b, problem, start.root)
         b = problem.through(a).nearest(b)

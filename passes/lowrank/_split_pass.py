@@ -21,7 +21,7 @@ from onnxopt.pass_base import Context, Gate, Log, Pass, Report
 from onnxopt.passes.lowrank._allocation import Choices, allocate
 from onnxopt.passes.lowrank._forms import Form, Method, forms, full_rank, macs, parameters
 from onnxopt.passes.lowrank._layers import splittable
-from onnxopt.passes.lowrank._parts import Chosen, Data, Part, lost, parts
+from onnxopt.passes.lowrank._parts import Analysis, Chosen, Data, Part, analysed, analyses, as_dear, parts
 from onnxopt.passes.lowrank._splitting import build
 from onnxopt.passes.lowrank._trials import Trials
 from onnxopt.passes.prune._structured import sample_feeds
@@ -35,6 +35,8 @@ _MEASURES = ("parameters", "macs", "latency")
 _ALONE = ("energy", "error", "rank")
 _TRIES = 4
 """How often layers that do not pay are left out, and predictions corrected, until the rest stands."""
+_PLACES = (0.2, 0.5, 0.8)
+"""Among the forms of a layer, from the smallest on: at these all methods are compared."""
 _ROUNDING = 1e-9
 
 
@@ -105,29 +107,32 @@ class SplitPass(Pass):
         """Each layer alone at these shares of its rank: label, rank, share of its arithmetic, share of its output's
         variance that is lost, µs whole and split, and the least SQNR of an output in dB (``None``: exact). Nothing is
         changed."""
-        known, _ = self._known(context, Log(self, context))
+        parts, data = self._known(context, Log(self, context))
         trials = Trials(context, sample_feeds(context))
-        found: dict[Part, list[tuple[str, int, float, float, float, float, float | None]]] = {}
-        for share in shares:
-            wanted = {}
-            for part in known:
-                method, geometry = self.methods()[0], part.layer.geometry
+        told: dict[Part, list[tuple[Form, float, float | None]]] = {}
+        for part, known in analyses(parts, data):
+            method, geometry = self.methods()[0], part.layer.geometry
+            for share in shares:
                 form = Form(method, (max(1, round(share * full_rank(method, geometry))),))
                 if macs(form.stages(geometry), geometry) < macs(geometry.stages, geometry):
-                    wanted[part] = form
-            times = trials.times(wanted) or {}
-            for part, form in wanted.items():
-                geometry, noise = part.layer.geometry, trials.noise({part: form})
+                    told.setdefault(part, []).append((form, known.loss_elsewhere(form), trials.noise(known, form)))
+            del known
+        times: dict[tuple[Part, Form], tuple[float, float]] = {}
+        for at in range(len(shares)):
+            wanted = {part: own[at][0] for part, own in told.items() if at < len(own)}
+            times |= {(part, wanted[part]): both for part, both in (trials.times(wanted) or {}).items()}
+        rows = []
+        for part, own in told.items():
+            geometry = part.layer.geometry
+            for form, loss, noise in own:
                 left = macs(form.stages(geometry), geometry) / macs(geometry.stages, geometry)
-                before, after = (seconds * 1e6 for seconds in times.get(part, (math.nan, math.nan)))
+                before, after = (seconds * 1e6 for seconds in times.get((part, form), (math.nan, math.nan)))
                 decibels = None if not noise else -10 * math.log10(noise)
-                loss = lost(part.stages(form), part.judged)
-                row = (", ".join(part.layer.names), form.ranks[0], left, loss, before, after, decibels)
-                found.setdefault(part, []).append(row)
-        return [row for rows in found.values() for row in rows]
+                rows.append((", ".join(part.layer.names), form.ranks[0], left, loss, before, after, decibels))
+        return rows
 
     def _known(self, context: Context, log: Log) -> tuple[list[Part], Data | None]:
-        """What is known of the layers that may be split, and where from; reasons against others are logged."""
+        """The layers that may be split, and what tells of them; reasons against others are logged."""
         layers = splittable(self, self.ops or (), context, log)
         samples = halves(context) if context.data is not None and layers else None
         data = Data(context, samples, self.seed) if samples is not None else None
@@ -152,21 +157,20 @@ class SplitPass(Pass):
         """Give each layer a form, or none."""
         trials = Trials(context, sample_feeds(context) if self.timed or self.of == "latency" else None)
         together = all(getattr(self, option) is None for option in _ALONE)
+        for at, (part, analysis) in enumerate(analyses(known, data), 1):
+            if context.on_progress is not None:
+                context.on_progress(f"what each layer loses, {at} of {len(known)}")
+            part.chosen.damping = analysis.damping
+            if together:
+                self._analyse(part, analysis, trials)
+            else:
+                self._choose_alone(part, analysis)
+            del analysis
         cost = self._cost(known, trials)
-        if together:
-            trials.weigh(known, self._options)
-            self._compare_methods(known)
         noise = allowed = None if self.min_sqnr is None else 10 ** (-self.min_sqnr / 10)
         for _ in range(_TRIES):
-            open_ = [part for part in known if not part.chosen.reason]
-            for part in open_:
-                part.chosen.form = None if together else self._alone(part)
             if together:
-                self._allocate(known, open_, cost, noise)
-            if len(self.methods()) > 1:
-                for part in known:
-                    if part.chosen.form is not None:
-                        _, part.chosen.form = part.best_of(self.methods(), self._multiple, part.chosen.form)
+                self._allocate(known, cost, noise)
             stay = self.timed and trials.time(known)
             made = None
             if noise is not None and any(part.chosen.form for part in known):
@@ -181,13 +185,18 @@ class SplitPass(Pass):
             if self.min_sqnr is not None and part.chosen.form is not None:
                 part.chosen.form, part.chosen.reason = None, f"no choice of forms leaves {self.min_sqnr:g} dB"
 
-    def _compare_methods(self, known: Sequence[Part]) -> None:
-        """Find out what the best method gains over the first at one rank of each layer."""
-        for part in known:
-            if len(self.methods()) > 1 and (options := self._options(part)):
-                middle = options[len(options) // 2]
-                loss, _ = part.best_of(self.methods(), self._multiple, middle)
-                part.gain = loss / max(lost(part.stages(middle), part.judged), _ROUNDING)
+    def _analyse(self, part: Part, known: Analysis, trials: Trials) -> None:
+        """Find out what the layer loses in each form, what that does to the outputs, and what the best method gains."""
+        options = self._options(part)
+        if not options:
+            part.chosen.reason = f"no rank that is a multiple of {self._multiple} saves anything"
+            return
+        part.losses = {form: known.loss(form) for form in options}
+        part.tried = trials.weigh(known, options)
+        if len(self.methods()) > 1:
+            for form in dict.fromkeys(options[round(place * (len(options) - 1))] for place in _PLACES):
+                best, left = known.best_of(self.methods(), self._multiple, form)
+                part.best[form] = best.method, left
 
     def _cost(self, known: Sequence[Part], trials: Trials) -> Cost:
         if self.of == "latency":
@@ -207,28 +216,28 @@ class SplitPass(Pass):
         """The forms by the first method that are cheaper than the layer."""
         return list(forms(self.methods()[0], part.layer.geometry, self._multiple))
 
-    def _alone(self, part: Part) -> Form | None:
+    def _choose_alone(self, part: Part, known: Analysis) -> None:
         """The form of a layer by a measure of its own."""
         geometry, method = part.layer.geometry, self.methods()[0]
         full = full_rank(method, geometry)
         if self.rank is not None:
             wanted = max(1, round(self.rank * full))
         else:
-            judge, limit = part, self.error or 0.0
+            judge, limit = known, self.error or 0.0
             if self.energy is not None:
-                free = part.layer.data_free()
-                judge, limit = Part(part.layer, free, free), 1 - self.energy + _ROUNDING
+                judge, limit = analysed(part.layer, None), 1 - self.energy + _ROUNDING
             wanted = 1 + bisect_left(range(1, full), True, key=lambda rank: judge.loss(Form(method, (rank,))) <= limit)
         for rank in (math.ceil(wanted / self._multiple) * self._multiple, wanted):
             form = Form(method, (rank,))
             if macs(form.stages(geometry), geometry) < macs(geometry.stages, geometry):
-                return form
+                part.chosen.form, _ = known.best_of(self.methods(), self._multiple, form)
+                return
         part.chosen.reason = f"rank {wanted} of {full} saves nothing"
-        return None
 
-    def _allocate(self, known: Sequence[Part], open_: Sequence[Part], cost: Cost, noise: float | None) -> None:
+    def _allocate(self, known: Sequence[Part], cost: Cost, noise: float | None) -> None:
         """The forms that do least damage at the cost that is left, or that cost least at this ``noise``."""
-        options: list[list[Form | None]] = [[None, *self._options(part)] for part in open_]
+        open_ = [part for part in known if not part.chosen.reason]
+        options: list[list[Form | None]] = [[None, *part.losses] for part in open_]
         costs = [tuple(cost(part, form) for form in own) for part, own in zip(open_, options, strict=True)]
         damages = [
             tuple(0.0 if form is None else part.damage(form) for form in own)
@@ -241,7 +250,7 @@ class SplitPass(Pass):
             fixed = sum(cost(part, None) for part in known if part not in open_)
             layers = [Choices(c, d) for c, d in zip(costs, damages, strict=True)]
             taken = allocate(layers, (1 - self.ratio) * whole - fixed)
-            if taken is None and any(len(own) > 1 for own in options):
+            if taken is None and open_:
                 least = (fixed + sum(map(min, costs))) / (whole or 1.0)
                 raise OptionError(
                     f"{self.name}.ratio {self.ratio} of {self.of} cannot be reached: at most {1 - least:.1%} can be "
@@ -249,5 +258,6 @@ class SplitPass(Pass):
                 )
         for part, own, at in zip(open_, options, taken or [0] * len(open_), strict=True):
             part.chosen.form = own[at]
-            if len(own) == 1:
-                part.chosen.reason = f"no rank that is a multiple of {self._multiple} saves anything"
+            if (like := own[at]) is not None:
+                method, _ = part.best_near(like)
+                part.chosen.form = next(as_dear([method], part.layer, self._multiple, like), like)

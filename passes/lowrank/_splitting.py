@@ -43,8 +43,11 @@ def build(parts: Sequence[Part], data: Data | None, context: Context, log: Log) 
         for (part, layer), moments in zip(together, known, strict=True):
             if context.gate.closed:
                 return
+            own_moments = None
+            if data is not None and moments is None:  # what it should give now cannot be told from what it gave
+                (own_moments,) = data.own_moments([part.layer])
             try:
-                _split(part, layer, moments, context, log)
+                _split(part, layer, moments or own_moments, context, log)
             except Refuse as refusal:
                 for name in layer.names:
                     log.refused(name, str(refusal))
@@ -62,10 +65,10 @@ def _summed(layers: Sequence[Splittable], editor: Editor) -> list[Splittable]:
 def _split(part: Part, layer: Splittable, moments: Known | None, context: Context, log: Log) -> None:
     form, geometry = part.chosen.form, layer.geometry
     assert form is not None
-    fitted = judged = part.fitted
     if moments is not None:
-        judged = layer.problems(moments[1])
-        fitted = damped(layer, moments[0], judged, form)
+        fitted, judged = damped(layer, moments[0], part.chosen.damping), layer.problems(moments[1])
+    else:
+        fitted = judged = layer.data_free()
     groups = stages(layer, form, fitted)
     error = lost(groups, judged)
     matrices = np.stack([composed(each).reshape(geometry.kernel[0], -1).T for each in groups])

@@ -72,6 +72,10 @@ class Problem:
         energy = self.energy + penalty * float(np.sum(np.square(weight, dtype=np.float64)))
         return Problem(gram, self.cross + penalty * weight, energy)
 
+    def of_outputs(self, step: int) -> Problem:
+        """The problem of every ``step``-th output, with an error that is off by a constant."""
+        return Problem(self.gram, self.cross[:, ::step], self.energy)
+
     def through(self, first: Array) -> Problem:
         """The problem of what comes behind ``first`` (d × f), or behind as many such as there are groups (g × d × f).
 

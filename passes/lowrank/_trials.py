@@ -10,13 +10,14 @@ import onnx_ir as ir
 
 from onnxopt.errors import EngineError
 from onnxopt.graph import Editor
+from onnxopt.judge import Judge
 from onnxopt.pass_base import Context
 from onnxopt.passes.lowrank._build import put_stages
 from onnxopt.passes.lowrank._forms import Form, macs
-from onnxopt.passes.lowrank._layers import found_in
-from onnxopt.passes.lowrank._parts import Part, lost, merged
+from onnxopt.passes.lowrank._layers import Splittable, found_in
+from onnxopt.passes.lowrank._parts import Analysis, Part, merged
+from onnxopt.passes.lowrank._stages import Stage
 from onnxopt.passes.lowrank._timing import layer_seconds
-from onnxopt.passes.quantize._judge import Judge
 from onnxopt.runtime import Feeds, Snapshot
 
 PAYS = 0.97
@@ -43,10 +44,12 @@ class Trials:
         model, samples = self._context.editor.model, self._context.evaluation
         return None if samples is None else Judge(model, Snapshot.of(model), samples.take(_JUDGES))
 
-    def noise(self, wanted: Mapping[Part, Form]) -> float | None:
-        """The noise at the outputs, in units of the signal, with these layers split; ``None`` if it is not known."""
+    def noise(self, known: Analysis, form: Form) -> float | None:
+        """The noise at the outputs, in units of the signal, with this layer split; ``None`` if it is not known."""
+        if self._judge is None:
+            return None
         copied = self._context.editor.copy()
-        _put(wanted, copied)
+        _put([known.layer], [known.stages(form)], copied)
         return self.noise_of(copied.model)
 
     def noise_of(self, model: ir.Model) -> float | None:
@@ -58,20 +61,14 @@ class Trials:
         except EngineError:
             return None
 
-    def weigh(self, parts: Sequence[Part], options: Callable[[Part], Sequence[Form]]) -> None:
-        """Find out what a loss in each layer does to the outputs, by splitting it alone in its middle form and in its
-        smallest one."""
-        for at, part in enumerate(parts, 1):
-            if self._judge is None or not (choice := options(part)):
-                continue
-            if self._context.on_progress is not None:
-                self._context.on_progress(f"what each layer does to the outputs, {at} of {len(parts)}")
-            tried = []
-            for form in dict.fromkeys((choice[len(choice) // 2], choice[0])):
-                noise = self.noise({part: form})
-                if noise is not None:
-                    tried.append((lost(part.stages(form), part.judged), noise))
-            part.tried = tuple(sorted(tried))
+    def weigh(self, known: Analysis, options: Sequence[Form]) -> tuple[tuple[float, float], ...]:
+        """What a layer alone loses of its output in its middle form and in its smallest one, the least first, and the
+        noise that this makes at the outputs of the model."""
+        tried = []
+        for form in dict.fromkeys((options[len(options) // 2], options[0])):
+            if (noise := self.noise(known, form)) is not None:
+                tried.append((known.loss_elsewhere(form), noise))
+        return tuple(sorted(tried))
 
     def time(self, parts: Sequence[Part]) -> bool:
         """Find out how long layers take whole and in their form; those that do not get faster stay whole. Says whether
@@ -117,10 +114,14 @@ class Trials:
             layers = found_in(copied, [part.layer for part in wanted])
             return {key: layer.nodes for key, layer in zip(keys, layers, strict=True)}
 
+        def split(copied: Editor) -> Mapping[str, Sequence[ir.Node]]:
+            shaped = [_shaped(part.layer, form) for part, form in wanted.items()]
+            return dict(zip(keys, _put([part.layer for part in wanted], shaped, copied), strict=True))
+
         model = self._context.editor.model
         try:
             before = layer_seconds(model, whole, self._feeds)
-            after = layer_seconds(model, lambda copied: _put(wanted, copied), self._feeds)
+            after = layer_seconds(model, split, self._feeds)
         except EngineError:
             return None
         return {part: (before[key], after[key]) for key, part in keys.items()}
@@ -137,10 +138,20 @@ def _between(part: Part, known: Sequence[tuple[float, float]]) -> Seconds:
     return seconds
 
 
-def _put(wanted: Mapping[Part, Form], copied: Editor) -> dict[str, list[ir.Node]]:
-    """Split these layers in a copy of the model; returns the nodes that each has then."""
-    layers = found_in(copied, [part.layer for part in wanted])
-    return {
-        part.key: put_stages(layer.refits, merged(part.stages(form)), [None] * len(layer.refits), copied)
-        for (part, form), layer in zip(wanted.items(), layers, strict=True)
-    }
+def _put(
+    layers: Sequence[Splittable], groups: Sequence[Sequence[Sequence[Stage]]], copied: Editor
+) -> list[list[ir.Node]]:
+    """Let these layers have these stages in a copy of the model; returns the nodes that each has then."""
+    return [
+        put_stages(layer.refits, merged(each), [None] * len(layer.refits), copied)
+        for layer, each in zip(found_in(copied, layers), groups, strict=True)
+    ]
+
+
+def _shaped(layer: Splittable, form: Form) -> list[list[Stage]]:
+    """Stages of this form for each group: time follows from shapes, so the numbers are any of usual size."""
+    rng, stages, channels = np.random.default_rng(0), [], layer.geometry.kernel[1]
+    for shape in form.stages(layer.geometry):
+        stages.append(Stage(rng.standard_normal(shape, np.float32) * np.float32(0.01), channels // shape[1]))
+        channels = shape[0]
+    return [stages] * layer.geometry.groups

@@ -33,8 +33,9 @@ _GAIN = 1e-3
 """A round that takes less of the error than this is the last."""
 
 
-def tucker(kernel: Array, problem: Problem, ranks: tuple[int, int]) -> list[Stage]:
-    """Three stages for ``kernel`` (n × c × spatial), with ``ranks`` (r₁ and r₂) channels between them."""
+def tucker(kernel: Array, problem: Problem, ranks: tuple[int, int], *, rough: bool = False) -> list[Stage]:
+    """Three stages for ``kernel`` (n × c × spatial), with ``ranks`` (r₁ and r₂) channels between them; ``rough``: with
+    ``A`` as it is at the start."""
     n, c, *spatial = kernel.shape
     channels = split_problem(kernel, problem, 0)
     target = problem.nearest(kernel.reshape(n, -1).T)
@@ -47,7 +48,7 @@ def tucker(kernel: Array, problem: Problem, ranks: tuple[int, int]) -> list[Stag
         return refit_first(found.a, found.core @ found.b, problem, channels.root)
 
     best = _behind(channels.factors(ranks[0])[0], problem, ranks[1])
-    for step in (iterated, refitted):
+    for step in () if rough else (iterated, refitted):
         best = _improved(best, step, problem)
     core, b = balanced(best.core, best.b)
     a, core = balanced(best.a, core.reshape(ranks[0], -1))

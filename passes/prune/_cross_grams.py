@@ -29,6 +29,11 @@ def reading(model: ir.Model, data: Dataset) -> Statistics:
     return Statistics(model, data, memory=1 << 28, cache=None)
 
 
+def rows_wanted(weights: int, share: float) -> int:
+    """How many rows of a ``share`` of the data are taken for outputs with so many weights."""
+    return max(1, round(max(_ROWS, _ROWS_PER_WEIGHT * weights) * min(1.0, share)))
+
+
 class Pair:
     """The dense model and data to run it on, beside the pruned one."""
 
@@ -40,7 +45,10 @@ class Pair:
         return self._dense.reachable(refit.target)
 
     def moments(self, refits: Sequence[Refit], pruned: Statistics) -> dict[Refit, Moments]:
-        """The moments of each layer; of one that is not computed on these data there are none."""
+        """The moments of each layer.
+
+        There are none of one that is not computed on these data, or of which it is not known what is left of its rows.
+        """
         after = pruned.over(self._data)
         by_target = {refit.target: refit for refit in refits}
         generators = {refit: np.random.default_rng([self._seed, at]) for at, refit in enumerate(refits)}
@@ -52,21 +60,17 @@ class Pair:
             batches = zip(self._dense.arrays(part.names, part.rows), after.arrays(read, part.rows), strict=True)
             for targets, arrays in batches:
                 for refit in wanted:
-                    if refit.target in targets and all(name in arrays for name in _read(refit)):
+                    if refit.target not in targets or not all(name in arrays for name in _read(refit)):
+                        continue
+                    x, *rest = (arrays[name] for name in _read(refit))
+                    target = refit.wanted(targets[refit.target], *rest)
+                    if refit.is_row_by_row(target, x):
                         moments = found.setdefault(refit, Moments(*refit.product.size))
-                        self._add(moments, refit, targets[refit.target], arrays, generators[refit])
+                        self._add(moments, refit, target, x, generators[refit])
         return found
 
-    def _add(
-        self, moments: Moments, refit: Refit, target: Array, arrays: dict[str, Array], rng: np.random.Generator
-    ) -> None:
-        x = arrays[refit.input]
-        share = min(1.0, len(x) / max(len(self._data), 1))
-        wanted = max(1, round(max(_ROWS, _ROWS_PER_WEIGHT * refit.product.size[1]) * share))
-        if refit.made is not None:
-            target = np.take(target, refit.made, refit.axis)
-        if refit.rest is not None:
-            target = target - arrays[refit.rest.name or ""]
+    def _add(self, moments: Moments, refit: Refit, target: Array, x: Array, rng: np.random.Generator) -> None:
+        wanted = rows_wanted(refit.product.size[1], len(x) / max(len(self._data), 1))
         g, k, _ = refit.product.size
         for places in drawn(refit.product.count(x), wanted, g * k, rng):
             moments.add(refit.product.rows(x, places), refit.outputs(target, places))

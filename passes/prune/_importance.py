@@ -1,12 +1,16 @@
 """How much each channel of a group is worth: what is removed first has the lowest score.
 
 ================== =====================================================================================
-``l1``, ``l2``     mean over all weights of the group of the sum of ``|w|``, ``w²`` of the channel's slices
+``l1``, ``l2``     mean over all weights of the group, and the scales of its normalizations, of the sum of ``|w|``,
+                   ``w²`` of the channel's slices; filters of a depthwise convolution do not count: they say little
+                   about a channel that a normalization scales behind them
 ``activation``     ``Σ σ²[c] · ‖w[c]‖²`` over the layers that read channel ``c``: how much of what they compute
                    varies with it, where ``σ²`` is its variance over the data; its mean can go into a bias
 ``reconstruction`` what the layers that read it lose even when they are fitted anew (see ``_elimination``)
 ``fpgm``           distance from the other filters of the layer: what is near the middle can be stood in for
 ``bn-scale``       ``|γ|`` of the normalizations of the group
+``taylor``         how much the loss of labels moves without the channel, to first order (see ``_gradients``)
+``hessian``        how much the outputs move without it, to second order; needs no labels (see ``_gradients``)
 ``random``         drawn: what a criterion is worth is seen against this
 ================== =====================================================================================
 
@@ -25,12 +29,14 @@ import onnx_ir as ir
 
 from onnxopt.channels import Group, Member
 from onnxopt.graph import constant_tensor
+from onnxopt.passes.prune._changes import is_depthwise
 from onnxopt.stats import Statistics
 
 Array = np.ndarray[Any, Any]
-Criterion = Literal["l1", "l2", "activation", "reconstruction", "fpgm", "bn-scale", "random"]
-CRITERIA = ("l1", "l2", "activation", "reconstruction", "fpgm", "bn-scale", "random")
-BY_DATA = ("activation", "reconstruction")
+Criterion = Literal["l1", "l2", "activation", "reconstruction", "fpgm", "bn-scale", "taylor", "hessian", "random"]
+CRITERIA = ("l1", "l2", "activation", "reconstruction", "fpgm", "bn-scale", "taylor", "hessian", "random")
+BY_GRADIENT = ("taylor", "hessian")
+BY_DATA = ("activation", "reconstruction", *BY_GRADIENT)
 
 
 def importance(group: Group, criterion: Criterion, statistics: Statistics | None, rng: np.random.Generator) -> Array:
@@ -46,7 +52,7 @@ def importance(group: Group, criterion: Criterion, statistics: Statistics | None
         "activation": lambda: _activation(group, statistics),
         "reconstruction": lambda: _activation(group, statistics),
         "fpgm": lambda: _distance(group),
-        "bn-scale": lambda: _mean([np.abs(slices(member)).mean(axis=1) for member in _scales(group)]),
+        "bn-scale": lambda: _mean([np.abs(slices(member)).mean(axis=1) for member in scales(group)]),
     }
     found = rules[criterion]() if criterion in rules else None
     if found is None:
@@ -58,17 +64,27 @@ def slices(member: Member) -> Array:
     """What the constant holds for each channel (float64, channels × elements)."""
     tensor = constant_tensor(member.value)
     assert tensor is not None
-    array = np.moveaxis(tensor.numpy().astype(np.float64), member.axis, 0)
-    return array[member.index.reshape(-1)].reshape(len(member.index), -1)
+    return slices_of(tensor.numpy(), member)
+
+
+def slices_of(array: Array, member: Member) -> Array:
+    """The same of an array of its shape."""
+    moved = np.moveaxis(array.astype(np.float64), member.axis, 0)
+    return moved[member.index.reshape(-1)].reshape(len(member.index), -1)
 
 
 def _weights(group: Group) -> list[Member]:
-    """The members that multiply: biases, and what belongs to normalizations, come and go with them."""
-    return [member for member in group.members if len(member.value.shape or ()) > 1]
+    """The members that mix channels: biases, and what scales each by itself, come and go with them."""
+    return [member for member in group.members if len(member.value.shape or ()) > 1 and not _is_by_channel(member)]
+
+
+def _is_by_channel(member: Member) -> bool:
+    """Whether each of its slices is added to a channel, or multiplied with it, alone."""
+    return all(node.op_type in ("Add", "Sub", "Sum", "Mul") or is_depthwise(node) for node in member.nodes)
 
 
 def _magnitude(group: Group, power: int) -> Array | None:
-    members = [*_weights(group), *_scales(group)]
+    members = [*_weights(group), *scales(group)]
     return _mean([(np.abs(slices(member)) ** power).sum(axis=1) for member in members])
 
 
@@ -83,13 +99,14 @@ def _distance(group: Group) -> Array | None:
     return scores
 
 
-def _scales(group: Group) -> list[Member]:
-    """The ``γ`` of normalizations over the channels."""
+def scales(group: Group) -> list[Member]:
+    """The ``γ`` of normalizations over the channels, also of those that are written out: a factor for each channel."""
     wanted = ("BatchNormalization", "InstanceNormalization", "LayerNormalization")
     return [
         member
         for member in group.members
         if any(node.op_type in wanted and node.inputs[1] is member.value for node in member.nodes)
+        or all(node.op_type == "Mul" for node in member.nodes)
     ]
 
 

@@ -23,7 +23,8 @@ Alistarh, "Optimal Brain Compression", NeurIPS 2022 (blocks of columns).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ _BLOCK = 1 << 12
 class Moments:
     """``G`` (g × k+1 × k+1), ``C`` (g × k+1 × n) and ``Σ y²`` (g × n) in float64 over rows as they come."""
 
-    def __init__(self, g: int, k: int, n: int) -> None:
+    def __init__(self, g: int, k: int, n: int = 0) -> None:
         self.gram, self.cross, self.squares = np.zeros((g, k + 1, k + 1)), np.zeros((g, k + 1, n)), np.zeros((g, n))
 
     @property
@@ -57,18 +58,39 @@ class Moments:
 
     def add(self, x: Array, y: Array) -> None:
         """Take in rows ``x`` (g × r × k) and what they should give ``y`` (g × r × n)."""
-        for start in range(0, x.shape[1], _BLOCK):
-            # rounded to float32, products of columns that depend on each other are no Gram matrix of anything
-            rows, wanted = (each[:, start : start + _BLOCK].astype(np.float64) for each in (x, y))
-            columns = np.concatenate([rows, np.ones_like(rows[..., :1])], axis=2).swapaxes(1, 2)
+        for columns, at in _columns(x):
+            wanted = y[:, at].astype(np.float64)
             self.gram += columns @ columns.swapaxes(1, 2)
             self.cross += columns @ wanted
             self.squares += np.sum(wanted**2, axis=1)
+
+    def add_inputs(self, x: Array) -> None:
+        """Take in rows ``x`` (g × r × k) of which ``give`` says what they should give."""
+        for columns, _ in _columns(x):
+            self.gram += columns @ columns.swapaxes(1, 2)
+
+    def give(self, weight: Array) -> Moments:
+        """The moments of the same rows with what they give by this ``V`` (g × k+1 × n)."""
+        found = copy.copy(self)
+        found.cross = self.gram @ weight
+        found.squares = np.sum(weight * found.cross, axis=1)
+        return found
 
     def error(self, weight: Array) -> float:
         """``‖Y − X V‖²`` in units of the variance of ``Y``, for ``V`` (g × k+1 × n)."""
         noise = self.squares.sum() + float(np.sum(weight * (self.gram @ weight - 2 * self.cross)))
         return max(float(noise), 0.0) / (self.variance or 1.0)
+
+
+def _columns(x: Array) -> Iterator[tuple[Array, slice]]:
+    """Rows (g × r × k) as columns with a one for the bias (g × k+1 × r) in float64, block by block, and which they are.
+
+    Rounded to float32, products of columns that depend on each other are no Gram matrix of anything.
+    """
+    for start in range(0, x.shape[1], _BLOCK):
+        at = slice(start, start + _BLOCK)
+        rows = x[:, at].astype(np.float64)
+        yield np.concatenate([rows, np.ones_like(rows[..., :1])], axis=2).swapaxes(1, 2), at
 
 
 def refit_weight(moments: Moments, weight: Array, damping: float, *, bias: bool = True) -> Array:

@@ -25,6 +25,8 @@ _NEARLY = 1e-3
 """A share that was searched for is right to so much of a channel."""
 _STEPS = 24
 """How often the share of channels is halved towards the target."""
+_ROUNDING = 1e-9
+"""Of a cost, what tells nothing: ratios are not exact in binary."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +153,11 @@ def kept_counts(
     return found
 
 
+def reaches(cost: float, target: float) -> bool:
+    """Whether a cost is at most the target, up to rounding."""
+    return cost <= target * (1 + _ROUNDING)
+
+
 def cheapest(
     scores: Mapping[int, Array],
     kept: Mapping[int, int],
@@ -180,7 +187,7 @@ def cheapest(
 
     heap = [(price(number)[0], number) for number in scores]
     heapq.heapify(heap)
-    while heap and cost(current) > target:
+    while heap and not reaches(cost(current), target):
         _, number = heapq.heappop(heap)
         now, after = price(number)
         if heap and (now, number) > heap[0]:
@@ -197,9 +204,9 @@ def share_for(target: float, cost: Callable[[float], float]) -> float:
     ``cost`` falls with the share.
     """
     low, high = 0.0, 1.0
-    if cost(high) > target:
+    if not reaches(cost(high), target):
         return high
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        low, high = (low, middle) if cost(middle) <= target else (middle, high)
+        low, high = (low, middle) if reaches(cost(middle), target) else (middle, high)
     return high

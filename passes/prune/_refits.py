@@ -7,17 +7,18 @@ other summand has lost, such as the shortcut of a residual block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.channels import Slices
+from onnxopt.channels import Left, Slices, left
 from onnxopt.graph import Editor, attribute, constant_tensor, label, sole_reader
 from onnxopt.pass_base import Context, Log, Pass, Refuse
 from onnxopt.passes.cleanup._linear import LAYERS, Layer, layer_behind, layer_of
+from onnxopt.passes.cleanup._operands import numbers
 from onnxopt.passes.prune._batch_norms import BatchNorm, EachChannel
 from onnxopt.passes.prune._changes import Changes, State, is_depthwise
 from onnxopt.passes.quantize._products import Product
@@ -42,6 +43,10 @@ class Refit:
     """The input channels that were kept; ``None``: all."""
     made: Slices | None = None
     """The output channels that were kept; ``None``: all."""
+    left: Mapping[int, Left] = field(default_factory=dict)
+    """What is left of the axes of the tensor to come near to."""
+    order: tuple[int, ...] = ()
+    """How the axes of that are put into the order of its own output; empty: they are in it."""
     fixed: str = ""
     """Why only its bias can be fitted; empty if all can."""
     level: int = 0
@@ -86,6 +91,19 @@ class Refit:
         """What its moments take."""
         g, k, n = self.product.size
         return 8 * g * (k + 1) * (k + 1 + n)
+
+    def wanted(self, dense: Array, rest: Array | None = None) -> Array:
+        """What its output should be, where the tensor to come near to is ``dense`` in the dense model."""
+        for axis, each in self.left.items():
+            dense = np.take(dense, each.places(dense.shape[axis]), axis)
+        if rest is not None:
+            dense = dense - rest
+        return dense.transpose(self.order) if self.order else dense
+
+    def is_row_by_row(self, y: Array, x: Array) -> bool:
+        """Whether there is a row of ``y``, a tensor like its output or its input, for each of its input ``x``."""
+        g, _, n = self.product.size
+        return y.shape == x.shape or y.size == self.product.count(x) * g * n
 
     def matrix(self) -> Array:
         """Weight and bias (g × k+1 × n, float64)."""
@@ -132,7 +150,8 @@ def refits(pass_: Pass, context: Context, log: Log) -> list[Refit]:
             log.refused(label(node), str(refusal))
     if not found and not log.report().refusals:
         log.refused("model", "its layers read and compute what those of the dense model do: prune it first")
-    return levelled(found, context.editor)
+    noted = left(context.editor.model)
+    return [replace(refit, left=noted.get(refit.target, {})) for refit in levelled(found, context.editor)]
 
 
 def dense_layer(node: ir.Node, editor: Editor) -> Refit:
@@ -196,11 +215,12 @@ def levelled(found: Iterable[Refit], editor: Editor) -> list[Refit]:
     taken: set[ir.Value] = set()
     # of two layers in a sum the one with more weights an output makes up for the other
     for refit in sorted(found, key=lambda refit: -refit.product.size[1]):
-        adding = sole_reader(refit.layer.output)
-        rest = None if adding is None else _summand(adding, refit.layer.output, editor)
+        output, order = _moved(refit, editor)
+        adding = sole_reader(output)
+        rest = None if adding is None else _summand(adding, output, editor)
         if adding is not None and rest is not None and adding.outputs[0] not in taken:
             taken.add(adding.outputs[0])
-            summed.append(replace(refit, total=adding.outputs[0], rest=rest))
+            summed.append(replace(refit, total=adding.outputs[0], rest=rest, order=order))
         else:
             summed.append(refit)
     depth_of = depths(editor.model, {refit.at for refit in summed})
@@ -208,10 +228,28 @@ def levelled(found: Iterable[Refit], editor: Editor) -> list[Refit]:
     return sorted(levelled, key=lambda refit: (refit.level, refit.name))
 
 
+def _moved(refit: Refit, editor: Editor) -> tuple[ir.Value, tuple[int, ...]]:
+    """The output of a layer behind a Reshape of its rows and a Transpose, if there are; how to undo the latter."""
+    output, reader = refit.layer.output, sole_reader(refit.layer.output)
+    if reader is not None and reader.op_type == "Reshape" and refit.axis == -1:
+        dims = editor.shape(reader.outputs[0])
+        if dims and dims[-1] == refit.product.size[2]:
+            output, reader = reader.outputs[0], sole_reader(reader.outputs[0])
+    if reader is not None and reader.op_type == "Transpose":
+        perm = numbers(reader, "perm")
+        if perm:
+            return reader.outputs[0], tuple(int(axis) for axis in np.argsort(perm))
+    return output, ()
+
+
 def _summand(adding: ir.Node, output: ir.Value, editor: Editor) -> ir.Value | None:
     """What ``adding`` adds to ``output``, if it is computed and as large."""
     if adding.op_type != "Add" or adding.domain or adding.graph is not output.graph:
         return None
     rest = adding.inputs[1 if adding.inputs[0] is output else 0]
-    alike = rest is not None and editor.shape(rest) is not None and editor.shape(rest) == editor.shape(output)
-    return rest if alike and constant_tensor(rest) is None else None
+    dims, own = editor.shape(rest), editor.shape(output)
+    if rest is None or dims is None or own is None or len(dims) != len(own) or constant_tensor(rest) is not None:
+        return None
+    # names of dims say little behind a Reshape: if the sum is larger than its output, the data will tell
+    unlike = any(a != b and isinstance(a, int) and isinstance(b, int) for a, b in zip(dims, own, strict=True))
+    return None if unlike else rest

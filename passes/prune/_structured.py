@@ -11,13 +11,17 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt import _cache
+from onnxopt._version import VERSION
 from onnxopt.channels import ChannelGraph, Group, Unit
-from onnxopt.errors import DataError, OptionError
+from onnxopt.data import Dataset
+from onnxopt.errors import DataError, GradientError, OptionError
 from onnxopt.graph import Editor, label
-from onnxopt.model import copy
-from onnxopt.pass_base import Context, Log, Pass
+from onnxopt.model import copy, slim_proto
+from onnxopt.pass_base import Context, Log, Pass, Refuse
 from onnxopt.passes.prune._elimination import elimination_scores
-from onnxopt.passes.prune._importance import BY_DATA, Array, Criterion, activations, importance
+from onnxopt.passes.prune._gradients import gradient_scores
+from onnxopt.passes.prune._importance import BY_DATA, BY_GRADIENT, Array, Criterion, activations, importance
 from onnxopt.probes import find_probes
 from onnxopt.runtime import Feeds, Ratio, Session, Snapshot, latency_ratio
 
@@ -28,6 +32,8 @@ PAYS = 1.02
 """A model that takes more than this times as long as before is slower, and not just measured so."""
 
 _SECONDS = 0.7
+_FORMAT = "1"
+"""To be raised when scores are computed in another way."""
 
 
 def check_ratios(pass_: str, ratio: float, ratios: Sequence[tuple[str, float]]) -> None:
@@ -114,10 +120,15 @@ def scores_of(
     if criterion in BY_DATA and context.data is None:
         raise OptionError(f"{pass_}.importance {criterion} needs calibration data: give data= (--data), or take l2")
     found: dict[int, Array] = {}
+    if criterion in BY_GRADIENT and context.data is not None:
+        try:
+            found = gradient_scores(groups, criterion, context.editor.model, context.data, seed)
+        except (Refuse, GradientError) as why:
+            raise OptionError(f"{pass_}.importance {criterion} cannot be told: {why}") from why
     if criterion == "reconstruction" and context.data is not None:
-        found = elimination_scores(groups, context.editor, context.data, seed)
+        found = _elimination_scores(groups, context.editor, context.data, seed)
     rest = [group for group in groups if group.number not in found]
-    statistics = context.statistics() if criterion in BY_DATA and rest else None
+    statistics = context.statistics() if criterion in ("activation", "reconstruction") and rest else None
     if statistics is not None:
         axes = activations(rest)
         statistics.channels({name: axis for name, axis in axes.items() if statistics.reachable(name) is None})
@@ -127,6 +138,19 @@ def scores_of(
         scores = importance(group, criterion, statistics, rng)
         found[group.number] = scores * unit / (scores.mean() or 1.0)
     return {group.number: found[group.number] for group in groups}
+
+
+def _elimination_scores(groups: Sequence[Group], editor: Editor, data: Dataset, seed: int) -> dict[int, Array]:
+    """From disk, if these groups of this model were looked at on these data before: it takes longest of all."""
+    model = _cache.digest(*slim_proto(editor.model))
+    numbers = [str(group.number) for group in groups]
+    key = _cache.key(VERSION, _FORMAT, np.__version__, model, data.fingerprint, str(seed), *numbers)
+    directory = _cache.user_directory() / "scores"
+    if not (stored := _cache.read(directory, key)):
+        found = elimination_scores(groups, editor, data, seed)
+        stored = {str(number): scores for number, scores in found.items()}
+        _cache.write(directory, key, stored)
+    return {int(number): scores for number, scores in stored.items()}
 
 
 def is_slower(unit: Unit, chosen: Chosen, context: Context, log: Log) -> bool:

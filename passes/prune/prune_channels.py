@@ -28,7 +28,8 @@ from onnxopt.channels import ChannelGraph, Group
 from onnxopt.errors import OptionError
 from onnxopt.pass_base import Context, Log, Pass, Report
 from onnxopt.passes.prune._importance import CRITERIA, Array, Criterion
-from onnxopt.passes.prune._plan import Limits, cheapest, costs, kept_counts, layers, share_for
+from onnxopt.passes.prune._plan import Limits, cheapest, costs, kept_counts, layers, reaches, share_for
+from onnxopt.passes.prune._rounding import wanted_multiple
 from onnxopt.passes.prune._structured import (
     Chosen,
     check_ratios,
@@ -44,10 +45,8 @@ from onnxopt.passes.prune.reconstruct import Reconstruct
 Measure = Literal["channels", "parameters", "macs", "latency"]
 
 _MEASURES = ("channels", "parameters", "macs", "latency")
-_BLOCK = {"Conv": 16, "ConvTranspose": 16}
-"""Channels that the kernels of ONNX Runtime take at a time: those of convolutions keep them in blocks of 8 or 16, and
-fall back to a slow form for other numbers; products of matrices work on 8 columns or more."""
-_OTHER_BLOCK = 8
+_MULTIPLES = (0, 8, 1)
+"""What kernels want, and what is tried where that is too coarse."""
 _TRIALS = 6
 """How many models are measured at most to find one that is fast enough."""
 
@@ -73,12 +72,15 @@ class PruneChannels(Pass):
     """Groups with a share of channels of their own, ``[[glob, share], …]`` over the names and operators of the layers
     that make them; the first that matches counts. 0 leaves a group whole."""
     round_to: int = 0
-    """The number of channels left is a multiple of this; 0: what the kernels want, 1: any number."""
+    """The number of channels left is a multiple of this; 1: any number; 0: what the kernels want, or finer where the
+    ratio cannot be reached so."""
     least: int = 1
     """The number of channels that every group keeps at least."""
     steps: int = 1
     """In how many steps: of each goes the same share of what the step before has left, and in between layers are fitted
     anew as by ``reconstruct``."""
+    timed: bool = True
+    """Whether nothing is removed if the smaller model is slower on this machine."""
     seed: int = 0
     """Which channels are drawn at random."""
 
@@ -116,10 +118,26 @@ class PruneChannels(Pass):
         groups = free_groups(graph.groups, self, context, log)
         own = own_shares(self.ratios, groups, log)
         scores = scores_of(self.name, groups, context, self.importance, self.seed)
-        chosen = _Selection(self, groups, own, scores, context).chosen(log) if groups else {}
-        if chosen and not (last and is_slower("channel", chosen, context, log)):
+        chosen = self._chosen(groups, own, scores, context, log) if groups else {}
+        if chosen and not (last and self.timed and is_slower("channel", chosen, context, log)):
             cut(graph, chosen, scores, "channels", context, log)
         return log.report()
+
+    def _chosen(
+        self, groups: Sequence[Group], own: Mapping[int, float], scores: Mapping[int, Array], context: Context, log: Log
+    ) -> Chosen:
+        """The channels to remove. If the kernels' multiples are too coarse for the ratio, finer ones are tried."""
+        *coarse, finest = _MULTIPLES if self.round_to == 0 else (self.round_to,)
+        for multiple in coarse:
+            try:
+                return _Selection(replace(self, round_to=multiple), groups, own, scores, context).chosen(log)
+            except _OutOfReach:
+                continue
+        return _Selection(replace(self, round_to=finest), groups, own, scores, context).chosen(log)
+
+
+class _OutOfReach(OptionError):
+    """With these multiples the ratio cannot be reached."""
 
 
 class _Selection:
@@ -176,8 +194,8 @@ class _Selection:
         whole, least = self._cost({}), self._cost(self._kept(1.0))
         if not whole:
             raise OptionError(f"{pass_.name}.of {pass_.of}: the shapes that these follow from are not known")
-        if least > whole * (1 - ratio):
-            raise OptionError(
+        if not reaches(least, whole * (1 - ratio)):
+            raise _OutOfReach(
                 f"{pass_.name}.ratio {ratio} of {pass_.of} cannot be reached: at most {1 - least / whole:.1%} can be "
                 f"removed with these groups, round_to and least"
             )
@@ -223,8 +241,4 @@ def ranking(groups: Sequence[Group], context: Context) -> dict[int, Array]:
 
 
 def _limits(pass_: PruneChannels, group: Group) -> Limits:
-    multiple = pass_.round_to
-    if not multiple:
-        involved = {node.op_type for member in group.members for node in member.nodes}
-        multiple = max((_BLOCK[op] for op in involved if op in _BLOCK), default=_OTHER_BLOCK)
-    return Limits(multiple, pass_.least)
+    return Limits(pass_.round_to or wanted_multiple(group), pass_.least)

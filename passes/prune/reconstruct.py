@@ -96,7 +96,7 @@ class Reconstruct(Pass):
             if context.gate.closed:
                 return
             if refit not in fitted or refit not in held_out:
-                log.refused(refit.name, "it is not computed on these data")
+                log.refused(refit.name, "what it should give on these data is not known")
                 continue
             old = refit.matrix()
             new = _best(refit, fitted.pop(refit), held_out[refit], old)

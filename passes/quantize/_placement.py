@@ -18,15 +18,14 @@ from functools import cached_property, partial
 
 import onnx_ir as ir
 
-from onnxopt.data import Dataset
 from onnxopt.errors import EngineError
 from onnxopt.evaluation import Quality
 from onnxopt.graph import Editor
+from onnxopt.judge import Judge
 from onnxopt.kernels import by_place, kernel_times, mark, places
 from onnxopt.passes.quantize._budget import Budget
 from onnxopt.passes.quantize._candidates import unmoved
 from onnxopt.passes.quantize._cut import Border, Kernel, cheapest
-from onnxopt.passes.quantize._judge import Judge
 from onnxopt.passes.quantize._plan import Plan
 from onnxopt.passes.quantize._roles import LAYERS, Roles
 from onnxopt.runtime import Feeds, Ratio, Session, Snapshot, latency_ratios
@@ -42,8 +41,11 @@ _DEAREST, _HALVINGS = 64, 3
 """How dear harm may become, and how exactly the least price that holds the budget is looked for."""
 _RESERVE = 0.5
 """In dB: what is looked for just within the budget on some samples should be so on others too."""
-_GROUPS = 12
-_NUMBERS_FOR_HARM, _SAMPLES_FOR_HARM = 1 << 15, (4, 32)
+_GROUPS, _SPLITS = 12, 16
+"""Harm is measured of so many groups, and so many times of half of one,"""
+_LEAST = 0.05
+"""whose other half makes at least this share of the noise."""
+_NUMBERS_FOR_HARM, _SAMPLES_FOR_HARM = 1 << 6, (4, 32)
 """Harm is measured on as many samples as give so many numbers at the outputs, at least and at most."""
 _FEW = 32
 """So many samples are enough to tell noise by."""
@@ -92,16 +94,11 @@ Build = Callable[[Editor, Collection[str]], None]
 class Placement:
     """Candidate models, built from one float model."""
 
-    def __init__(
-        self, model: ir.Model, build: Build, feeds: Feeds, judges: Dataset, budget: Budget, threads: int
-    ) -> None:
-        self._model, self._build, self._feeds = model, build, feeds
-        self._editor = Editor(model)
-        self._budget, self._threads = budget, threads
-        self._original, self._judges = Snapshot.of(model), judges
-        self._few = Judge(model, self._original, judges.take(_FEW))
-        self._baseline = Session(self._original, optimize=True, threads=threads)
-        self._places = places(model)
+    def __init__(self, editor: Editor, build: Build, feeds: Feeds, judge: Judge, budget: Budget, threads: int) -> None:
+        self._build, self._feeds, self._editor = build, feeds, editor
+        self._judge, self._budget, self._threads = judge, budget, threads
+        self._baseline = Session(Snapshot.of(editor.model), optimize=True, threads=threads)
+        self._places = places(editor.model)
         self._trials: dict[frozenset[str], Trial] = {}
 
     def choose(self, made: Plan, found: Mapping[str, Roles], default: Collection[str]) -> Choice:
@@ -187,7 +184,7 @@ class Placement:
         if not sessions:
             return
         ratios = latency_ratios(
-            self._baseline, list(sessions.values()), self._feeds, seconds=1.0, rounds=_ROUNDS, precision=_PRECISION
+            self._baseline, list(sessions.values()), self._feeds, seconds=0.5, rounds=_ROUNDS, precision=_PRECISION
         )
         for nodes, ratio in zip(sessions, ratios, strict=True):
             self._trials[nodes] = Trial(nodes, ratio, partial(self._judged, snapshots[nodes]))
@@ -270,49 +267,45 @@ class Placement:
 
     def _is_near(self, nodes: frozenset[str]) -> bool:
         try:
-            return self._budget.holds(self._judged(self._candidate(nodes)), _RESERVE)
+            return self._budget.holds(self._judged(self._candidate(nodes), _RESERVE), _RESERVE)
         except EngineError:
             return False
 
     def _harm(self, order: list[str]) -> dict[str, float]:
-        """The noise that each node makes alone: of groups first, then of halves of those that matter, and so on."""
+        """The noise that each node makes alone: of groups first, then of one half of those that make most, for noise
+        adds up nearly, and the other half makes the rest."""
         size = max(1, math.ceil(len(order) / _GROUPS))
         groups = [order[at : at + size] for at in range(0, len(order), size)]
-        waiting = [(group, self._noise(group)) for group in groups]
-        matters = sum(noise for _, noise in waiting) / len(waiting)
-        found: dict[str, float] = {}
-        while waiting:
-            group, noise = waiting.pop()
-            if len(group) == 1 or noise < matters:
-                found |= dict.fromkeys(group, noise / len(group))
-            else:
-                middle = len(group) // 2
-                waiting += [(part, self._noise(part)) for part in (group[:middle], group[middle:])]
-        return found
+        found = [(self._noise(group), group) for group in groups]
+        matters = sum(noise for noise, _ in found) / max(1, len(found))
+        for _ in range(_SPLITS):
+            noise, group = max(found, key=lambda each: each[0] if len(each[1]) > 1 else -1.0, default=(0.0, []))
+            if len(group) < 2 or noise < matters:
+                break
+            found.remove((noise, group))
+            first, second = group[: len(group) // 2], group[len(group) // 2 :]
+            one = self._noise(first)
+            found += [(one, first), (max(noise - one, noise * _LEAST), second)]
+        return {key: noise / len(group) for noise, group in found for key in group}
 
     def _noise(self, nodes: Collection[str]) -> float:
+        """The noise of these nodes, as far as few samples tell: harm is only for choosing what to try."""
+        least, most = _SAMPLES_FOR_HARM
+        wanted = _NUMBERS_FOR_HARM * self._judge.samples // max(1, self._judge.numbers)
         try:
-            return min(1.0, self._quick.quality(self._candidate(nodes)).noise)
+            return min(1.0, self._judge.quality(self._candidate(nodes), min(max(wanted, least), most)).noise)
         except EngineError:
             return 1.0
 
-    def _judged(self, snapshot: Snapshot) -> Quality:
-        """By few samples if these tell, else by all. Raises ``EngineError`` if the model does not run."""
-        found = self._few.quality(snapshot)
-        if self._few.samples == len(self._judges) or self._budget.told_by_few(found):
-            return found
-        return self._all.quality(snapshot)
+    def _judged(self, snapshot: Snapshot, reserve: float = 0.0) -> Quality:
+        """By few samples if these tell, else by all, or until the budget cannot hold any more. Raises ``EngineError``
+        if the model does not run."""
 
-    @cached_property
-    def _all(self) -> Judge:
-        return Judge(self._model, self._original, self._judges)
+        def hopeless(quality: Quality) -> bool:
+            return not self._budget.holds(quality, reserve)
 
-    @cached_property
-    def _quick(self) -> Judge:
-        """Judges by fewer samples, where their outputs hold many numbers."""
-        least, most = _SAMPLES_FOR_HARM
-        wanted = _NUMBERS_FOR_HARM * self._few.samples // max(1, self._few.numbers)
-        return Judge(self._model, self._original, self._judges.take(min(max(wanted, least), most)))
+        found = self._judge.quality(snapshot, _FEW, hopeless)
+        return found if self._budget.told_by_few(found) else self._judge.quality(snapshot, None, hopeless)
 
 
 def _inclined(times: Mapping[str, Kernel], default: Collection[str]) -> dict[str, Kernel]:

@@ -9,6 +9,7 @@ matrix[g]`` with rows (g × r × k) and matrix (g × k × n).
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +90,17 @@ class Product:
         """g, k and n."""
         g, k, n = self.matrix(np.broadcast_to(np.float32(0), self._shape)).shape
         return g, k, n
+
+    @property
+    def unfolding(self) -> Hashable:
+        """What rows follow from besides the input: layers of equal ones read the same rows of it."""
+        match self._op:
+            case "Conv":
+                return self._groups, self._window
+            case "ConvTranspose":
+                return "channels"
+            case _:
+                return "last axis"
 
     def matrix(self, weight: Array) -> Array:
         """The weight, or anything of its shape, as g × k × n."""

@@ -9,6 +9,7 @@ A body that reads a tensor from outside gets the DequantizeLinear inside, where 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -88,6 +89,7 @@ class _Application:
                 self.values.update((v.name, v) for v in node.outputs if v.name)
         self._steps: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._weights: dict[tuple[str, ir.Graph | None], ir.Value] = {}
+        self._constants: dict[tuple[Any, ...], ir.Value] = {}
 
     def activation(self, name: str, placed: Placed) -> None:
         """Put a pair behind the tensor, and let its readers read that."""
@@ -195,20 +197,29 @@ class _Application:
         if group not in self._steps:
             grid, somebody = self.grids[group], self.editor.model.graph[0]
             self._steps[group] = (
-                self.editor.add_constant(somebody, grid.scale, f"{group}_scale"),
-                self.editor.add_constant(somebody, grid.zero_point, f"{group}_zero_point"),
+                self._constant(somebody, grid.scale, f"{group}_scale"),
+                self._constant(somebody, grid.zero_point, f"{group}_zero_point"),
             )
         return self._steps[group]
 
     def _dequantized(self, reader: ir.Node, integers: Array, grid: Grid, name: str) -> ir.Value:
-        add = self.editor.add_constant
+        add = self._constant if integers.ndim < 2 else self.editor.add_constant
         parts = [
             add(reader, integers, f"{name}_quantized"),
-            add(reader, grid.scale, f"{name}_scale"),
-            add(reader, grid.zero_point, f"{name}_zero_point"),
+            self._constant(reader, grid.scale, f"{name}_scale"),
+            self._constant(reader, grid.zero_point, f"{name}_zero_point"),
         ]
         attributes = {"axis": grid.axis} if grid.axis is not None else {}
         return self.editor.insert(reader, "DequantizeLinear", parts, attributes, name="")
+
+    def _constant(self, reader: ir.Node, array: Array, name: str) -> ir.Value:
+        """A scale, a zero point or a bias; those that are equal are one."""
+        if self.editor.in_function(reader):
+            return self.editor.add_constant(reader, array, name)
+        key = reader.graph, array.dtype.str, array.shape, array.tobytes()
+        if key not in self._constants:
+            self._constants[key] = self.editor.add_constant(reader, array, name)
+        return self._constants[key]
 
     def _behind(
         self, graph: ir.Graph, producer: ir.Node | None, op: str, inputs: list[ir.Value], like: ir.Value

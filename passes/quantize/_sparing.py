@@ -25,6 +25,7 @@ from onnxopt.errors import EngineError
 from onnxopt.evaluation import Quality
 from onnxopt.graph import Editor, sole_reader
 from onnxopt.kernels import MARK, by_place, kernel_times
+from onnxopt.pass_base import Context
 from onnxopt.passes.quantize._budget import Budget
 from onnxopt.passes.quantize._cut import Border, Kernel, cheapest
 from onnxopt.passes.quantize._placement import FASTER, Build, Placement
@@ -88,13 +89,14 @@ class Sparing(Placement):
     """
 
     def __init__(
-        self, model: ir.Model, build: Build, forms: Sequence[str], data: Dataset, budget: Budget, threads: int = 1
+        self, context: Context, build: Build, forms: Sequence[str], data: Dataset, budget: Budget, threads: int = 1
     ) -> None:
         def built(editor: Editor, nodes: Collection[str]) -> None:
             build(editor, nodes)
             _name_parts(editor)
 
-        super().__init__(model, built, next(iter(data.take(1).batches())).feeds, data, budget, threads)
+        feeds = next(iter(data.take(1).batches())).feeds
+        super().__init__(context.editor, built, feeds, context.judge(), budget, threads)
         self._forms = forms
         self._qualities: dict[frozenset[str], Quality] = {}
 

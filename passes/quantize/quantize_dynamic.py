@@ -146,7 +146,7 @@ class QuantizeDynamic(Pass):
 
         if context.on_progress is not None:
             context.on_progress("measuring what integers gain and harm")
-        sparing = Sparing(context.editor.model, build, ("INT8",), samples, budget)
+        sparing = Sparing(context, build, ("INT8",), samples, budget)
         return sparing.spare([Unit.of(node) for node in nodes], likely)
 
     def _plan(self, context: Context, by_rule: bool) -> tuple[list[ir.Node], list[tuple[str, str]]]:

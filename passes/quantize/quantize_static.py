@@ -28,7 +28,7 @@ from onnxopt.errors import OptionError
 from onnxopt.graph import Editor
 from onnxopt.pass_base import Context, Log, Pass, Report
 from onnxopt.passes.cleanup.convert_opset import ConvertOpset
-from onnxopt.passes.quantize._budget import Budget, judges
+from onnxopt.passes.quantize._budget import Budget
 from onnxopt.passes.quantize._calibrate import Calibrated, Calibration, ranges_of
 from onnxopt.passes.quantize._candidates import Settings, candidates, default_nodes
 from onnxopt.passes.quantize._grid import integer_limits
@@ -262,9 +262,7 @@ class _Work:
         assert context.data is not None
         feeds = next(iter(context.data.take(1).batches())).feeds
         budget = Budget(self._pass.min_sqnr, self._pass.max_drop)
-        samples = judges(context, budget, self._pass.name)
-        assert samples is not None
-        return Placement(context.editor.model, self.build, feeds, samples, budget, self._pass.threads)
+        return Placement(context.editor, self.build, feeds, context.judge(), budget, self._pass.threads)
 
     def left(self, nodes: Collection[str], chosen: Choice | None) -> dict[str, str]:
         """Why each node that could be quantized is not, by its label."""

@@ -205,7 +205,7 @@ class QuantizeWeights(Pass):
         if context.on_progress is not None:
             context.on_progress("measuring what rounding harms")
         forms = ("4 bits", "8 bits") if self.bits == 4 else ("8 bits",)
-        sparing = Sparing(context.editor.model, build, forms, samples, budget)
+        sparing = Sparing(context, build, forms, samples, budget)
         return sparing.spare(units)
 
     def _plan(self, context: Context) -> tuple[list[Task], list[tuple[str, str]]]:

@@ -23,7 +23,7 @@ def sentiment() -> ir.Model:
     return PassManager(recipe("cleanup"), verify="off").run(found)[0]
 
 
-@pytest.fixture
-def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time is not measured: models without some of their channels count as twice as fast."""
     monkeypatch.setattr(structured, "measured", lambda before, after, feeds: Ratio(0.5, 0.5, 0.5, 0.5))

@@ -14,11 +14,11 @@ from onnxopt.data import load_data
 from onnxopt.errors import OptionError
 from onnxopt.evaluation import Quality
 from onnxopt.graph import Editor
+from onnxopt.judge import Judge, carried_state
 from onnxopt.model import copy, to_proto
 from onnxopt.pass_base import Context, Report
 from onnxopt.passes.quantize import _placement
 from onnxopt.passes.quantize._budget import Budget
-from onnxopt.passes.quantize._judge import Judge, carried_state
 from onnxopt.passes.quantize.quantize_static import QuantizeStatic
 from onnxopt.runtime import Ratio, Snapshot
 from tests.support import graph, ops
@@ -168,12 +168,13 @@ def test_is_judged_on_samples_that_gave_no_ranges(monkeypatch: pytest.MonkeyPatc
 def test_a_few_samples_tell_noise_but_not_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first samples leave no doubt which class is theirs; with those behind, the least noise decides."""
     clock(monkeypatch, 0.5)
+    rng = np.random.default_rng(0)  # of its own: what is drawn must not hang on the tests before
     model = graph(
         "g (float[N,64] x) => (float[N,16] y) { h = MatMul(x, w) y = Mul(h, k) }",
-        w=RNG.normal(size=(64, 16)).astype(np.float32),
+        w=rng.normal(size=(64, 16)).astype(np.float32),
         k=np.ones(16, np.float32),
     )
-    noisy = RNG.normal(size=(64, 64)).astype(np.float32)
+    noisy = rng.normal(size=(64, 64)).astype(np.float32)
     weight = np.asarray(model.graph.initializers["w"].const_value)
     close = noisy @ weight
     gap = np.sort(close, axis=1)
@@ -220,3 +221,11 @@ def test_state_is_carried() -> None:
 def test_other_outputs_are_no_state() -> None:
     model = graph("g (float[1,4] x) => (float[1,4] y, int64[1] x_out) { y = Relu(x) x_out = ArgMax<keepdims=0>(x) }")
     assert carried_state(model) == {}
+
+
+def test_few_samples_have_to_be_nearer() -> None:
+    """Noise counts as the root of how many times there should be more of them, and twice at most."""
+    for samples, least in ((64, 22.0), (32, 22.0), (12, 22 + 5 * np.log10(32 / 12)), (8, 25.0103), (3, 25.0103)):
+        assert Budget().holds(Quality(samples, {"y": least + 1e-3}))
+        assert not Budget().holds(Quality(samples, {"y": least - 1e-3}))
+    assert Budget().holds(Quality(12, {"y": 5.0}, {"y": 1.0})), "answers are counted as they are"

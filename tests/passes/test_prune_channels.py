@@ -23,8 +23,6 @@ from onnxopt.runtime import Feeds, Ratio
 from tests.pruning import prune, refusals
 from tests.support import graph, outputs
 
-pytestmark = pytest.mark.usefixtures("no_clock")
-
 MODELS = Path(__file__).parents[2] / "models"
 EVALUATION = {name: e["eval"] for name, e in json.loads((MODELS / "models.json").read_text()).items()}
 RNG = np.random.default_rng(5)
@@ -132,6 +130,15 @@ def test_scales_of_normalizations() -> None:
     np.testing.assert_array_equal(left.numpy(), np.delete(scale, 3))
 
 
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_a_ratio_that_can_be_reached_exactly_is(scope: Any) -> None:
+    """Of 49 channels each brings the same arithmetic, and ``1 − k / 49`` is no binary number."""
+    model = layers(a=normal(8, 49), b=normal(49), c=normal(49, 4))
+    for kept in range(1, 49):
+        pass_ = PruneChannels(ratio=1 - kept / 49, of="macs", scope=scope, importance="l2", round_to=1)
+        assert shapes(prune(pass_, model)[0])["a"] == (8, kept)
+
+
 def test_ratio_of_parameters_and_macs() -> None:
     model, _ = PassManager(recipe("cleanup"), verify="off").run(load(MODELS / "resnet8_mnist_hard" / "model.onnx"))
     for of in ("parameters", "macs"):
@@ -231,7 +238,19 @@ def test_importance_without_data() -> None:
 
 def test_target_out_of_reach_says_what_can_be_reached() -> None:
     with pytest.raises(OptionError, match=r"cannot be reached: at most 75\.0%"):
-        prune(PruneChannels(ratio=0.9, of="parameters"), layers())
+        prune(PruneChannels(ratio=0.9, of="parameters", round_to=8), layers())
+    with pytest.raises(OptionError, match=r"cannot be reached"):
+        prune(PruneChannels(ratio=0.9999, of="parameters", least=4), layers())
+
+
+def test_a_target_out_of_the_reach_of_what_kernels_want_is_reached_in_finer_steps() -> None:
+    after, report = prune(PruneChannels(ratio=0.9, of="parameters"), layers())
+    assert report.changed
+
+    def parameters(model: ir.Model) -> int:
+        return sum(v.const_value.size for v in model.graph.initializers.values() if v.const_value is not None)
+
+    assert parameters(after) <= 0.1 * parameters(layers())
 
 
 def test_include_and_exclude_that_leave_nothing() -> None:

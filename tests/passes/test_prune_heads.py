@@ -23,8 +23,6 @@ from onnxopt.runtime import Ratio, Snapshot
 from tests.pruning import prune, refusals
 from tests.support import graph, outputs
 
-pytestmark = pytest.mark.usefixtures("no_clock")
-
 MODELS = Path(__file__).parents[2] / "models"
 Array = np.ndarray[Any, Any]
 

@@ -258,17 +258,18 @@ def concat() -> ir.Model:
             a = Conv(x, w)  b = Conv(x, v)  t = Tanh(b)  c = Concat <axis = 1> (a, b)  d = Conv(c, u)
             s = ReduceSum(t)  y = Add(d, s)
         }""",
-        w=normal(4, 3, 3, 3), v=normal(4, 3, 3, 3, seed=5) * 9, u=normal(4, 8, 1, 1),
+        w=np.abs(normal(4, 3, 3, 3)), v=-np.abs(normal(4, 3, 3, 3, seed=5)) * 9, u=normal(4, 8, 1, 1),
     )  # fmt: skip
 
 
 def test_inputs_that_only_a_concat_reads_share_its_scale() -> None:
-    after, _ = quantized(concat())
+    x = np.abs(normal(2, 3, 8, 8))  # so that a is positive, b negative, and the range of both is of neither
+    after, _ = quantized(concat(), data=x)
     scales = {n.inputs[0].name: n.inputs[1].name for n in after.graph if n.op_type == "QuantizeLinear"}  # type: ignore[union-attr]
     assert scales["a"] == scales["c"]
     assert scales["b"] != scales["c"], "a Tanh reads it too"
     assert Counter(integer(after)) == {"QLinearConv": 3, "QLinearConcat": 1}
-    tensorrt, _ = quantized(concat(), target="tensorrt")
+    tensorrt, _ = quantized(concat(), data=x, target="tensorrt")
     scales = {n.inputs[0].name: n.inputs[1].name for n in tensorrt.graph if n.op_type == "QuantizeLinear"}  # type: ignore[union-attr]
     assert scales["a"] == scales["b"] == scales["c"]
 

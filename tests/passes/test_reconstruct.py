@@ -247,6 +247,63 @@ def _fitted(samples: int) -> list[int]:
     return [int(v) for batch in part.batches() for v in batch.feeds["x"][:, 0]]
 
 
+# -- rows that were removed, and sums behind other shapes --------------------------------------------------------
+
+ACROSS = {  # along the other axis: a row for each channel
+    "MatMul": "m = MatMul(t, v)",
+    "Gemm": "f = Reshape(t, rows) g = Gemm(f, v, c) m = Reshape(g, split)",
+}
+
+
+@pytest.mark.parametrize("layer", ACROSS)
+def test_rows_are_those_of_channels_that_are_left(layer: str) -> None:
+    """What a layer makes of the channels one by one is for those that are left as it was."""
+    dense = graph(
+        f"g (float[N,6,4] x) => (float[N,5,3] y) {{ h = MatMul(x, w) t = Transpose <perm = [0, 2, 1]> (h) "
+        f"{ACROSS[layer]} n = Transpose <perm = [0, 2, 1]> (m) y = MatMul(n, q) }}",
+        w=normal(4, 8), v=normal(6, 5, seed=1), c=normal(5, seed=2), q=normal(8, 3, seed=3),
+        rows=np.array([-1, 6]), split=np.array([-1, 8, 5]),
+    )  # fmt: skip
+    pruned = removed(dense, {"q": [1, 2, 6]})
+    assert array(pruned, "w").shape == (4, 5)
+    _, report = rebuilt(pruned, dense, {"x": normal(64, 6, 4, seed=5)}, Reconstruct(exclude=("y",)))
+    assert not report.changed
+    (note,) = report.refusals
+    assert "gives what it gives in the dense model" in note.text
+
+
+SUMS = {
+    "Reshape": "f = Reshape(r, rows) g = Gemm(f, v, c) m = Reshape(g, split)",
+    "Reshape and Transpose": (
+        "u = Transpose <perm = [1, 0, 2]> (r) f = Reshape(u, rows) g = Gemm(f, v, c) k = Reshape(g, turned) "
+        "m = Transpose <perm = [1, 0, 2]> (k)"
+    ),
+    "Transpose": (
+        "u = Transpose <perm = [0, 2, 1]> (r) k = Conv(u, filters, c) m = Transpose <perm = [0, 2, 1]> (k)"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", SUMS)
+def test_a_sum_behind_other_shapes_is_made_up_for(layer: str) -> None:
+    """The shortcut is half of what it was, and what the layer reads tells the rest of it."""
+    v = normal(4, 4, seed=1)
+    dense = graph(
+        f"g (float[N,6,4] x) => (float[N,6,4] y) {{ r = MatMul(x, w) s = MatMul(x, a) {SUMS[layer]} y = Add(s, m) }}",
+        w=normal(4, 4), a=normal(4, 4, seed=3), v=v, c=normal(4, seed=2), filters=v.T[:, :, None],
+        rows=np.array([-1, 4]), split=np.array([-1, 6, 4]), turned=np.array([6, -1, 4]),
+    )  # fmt: skip
+    pruned = copy(dense)
+    put(pruned, "w", array(dense, "w") * 2)
+    put(pruned, "a", array(dense, "a") / 2)
+    layers = Reconstruct(include=("Gemm", "Conv"))
+    after, report = rebuilt(pruned, dense, {"x": normal(64, 6, 4, seed=5)}, layers)
+    assert report.changed == 1
+    feeds = {"x": normal(16, 6, 4, seed=6)}
+    assert distance(pruned, dense, feeds) > 0.01
+    assert distance(after, dense, feeds) < 1e-6
+
+
 # -- batch normalizations ----------------------------------------------------------------------------------------
 
 
