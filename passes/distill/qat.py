@@ -106,7 +106,7 @@ def _make_floats(node: ir.Node, editor: Editor, before: dict[tuple[int, ...], li
     exact = (w for w in before.get(known.shape, ()) if np.all(np.abs(w - known) <= _HALF * steps))
     _put_floats(value, next(exact, known))
     axis = attribute(node, "axis", 1)
-    quantized = editor.insert(node, "QuantizeLinear", [value, *node.inputs[1:]], {"axis": axis})
+    quantized = editor.insert(node, "QuantizeLinear", [value, *node.inputs[1:]], {"axis": axis}, name="")
     quantized.type, quantized.shape = ir.TensorType(tensor.dtype), ir.Shape(known.shape)
     if len(node.inputs) < 3 and tensor.dtype != ir.DataType.UINT8:
         zeros = editor.add_constant(node, np.zeros(steps.size if steps.size > 1 else (), tensor.dtype.numpy()), "zero")

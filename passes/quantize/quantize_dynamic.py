@@ -33,8 +33,7 @@ Given samples, the pass does not go by that rule alone: it times every operator 
 keeps float what is slower; and it judges the outputs, and keeps float what harms most until the budget holds (see
 ``_sparing``). Without samples nothing is judged, which it says.
 
-A CPU without VNNI adds two products in 16 bits, which may overflow; ``reduce_range`` rules that out with weights of
-7 bits.
+A CPU without VNNI adds two products in 16 bits, which may overflow: there, weights get 7 bits (``reduce_range``).
 """
 
 from __future__ import annotations
@@ -55,6 +54,7 @@ from onnxopt.passes.quantize._contrib import other_reader, remove_unread, upgrad
 from onnxopt.passes.quantize._dynamic_forms import WEIGHTS_AT, Arrays, Writer
 from onnxopt.passes.quantize._linear_node import check_weight, linear_node
 from onnxopt.passes.quantize._sparing import Spared, Sparing, Unit, key_of
+from onnxopt.passes.quantize._targets import detect, target
 
 Array = np.ndarray[Any, Any]
 
@@ -77,8 +77,8 @@ class QuantizeDynamic(Pass):
     """Of these; ``Conv`` too, which gets smaller and slower."""
     where: Literal["pays", "everywhere"] = "pays"
     """``pays``: only operators that are faster, as measured on samples; without these, as the rule above says."""
-    reduce_range: bool = False
-    """Whether weights have 7 bits, so that no CPU overflows."""
+    reduce_range: bool | Literal["auto"] = "auto"
+    """Whether weights have 7 bits, so that no CPU overflows; auto: where the CPU of this machine would."""
     min_sqnr: float | None = None
     """The budget, which takes samples: the least SQNR of an output in dB,"""
     max_drop: float | None = None
@@ -89,10 +89,16 @@ class QuantizeDynamic(Pass):
             raise OptionError(
                 f"{self.name}.operators are some of {', '.join(_OPERATORS)}; got {', '.join(self.operators) or 'none'}"
             )
+        if self.reduce_range not in (True, False, "auto"):
+            raise OptionError(f"{self.name}.reduce_range is true, false or auto, got {self.reduce_range!r}")
         if self.where not in ("pays", "everywhere"):
             raise OptionError(f"{self.name}.where is pays or everywhere, got {self.where!r}")
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
             raise OptionError(f"{self.name}.max_drop is a share in [0, 1], got {self.max_drop}")
+
+    @property
+    def _seven_bits(self) -> bool:
+        return target(detect()).saturates if self.reduce_range == "auto" else self.reduce_range
 
     def run(self, context: Context) -> Report:
         log = Log(self, context)
@@ -114,7 +120,7 @@ class QuantizeDynamic(Pass):
         elif nodes and samples is not None:
             chosen = self._judged(nodes, samples, budget, context)
             nodes = _kept(nodes, chosen, log)
-        writer = Writer(editor, self.reduce_range)
+        writer = Writer(editor, self._seven_bits)
         keys = {node: key_of(node) for node in nodes}  # for what they make is renamed when it is replaced
         for node in nodes:
             if context.gate.closed:
@@ -125,7 +131,7 @@ class QuantizeDynamic(Pass):
             for weight in weights:
                 if weight is not None:
                     remove_unread(weight, editor)
-            bits = 7 if self.reduce_range else 8
+            bits = 7 if self._seven_bits else 8
             log.changed(name, f"{op} in INT8, weights of {bits} bits by output: weight error {error:.1%}")
             known = chosen.facts(keys[node]) if chosen is not None else {}
             log.measured(node=name, bits=bits, weight_error=error, **known)
@@ -140,7 +146,7 @@ class QuantizeDynamic(Pass):
 
         def build(editor: Editor, items: Collection[str]) -> None:
             keys = {item.split(":", 1)[1] for item in items}
-            writer = Writer(editor, self.reduce_range, cache)
+            writer = Writer(editor, self._seven_bits, cache)
             for node in [n for graph in editor.graphs() for n in graph if key_of(n) in keys]:
                 writer.write(node)
 

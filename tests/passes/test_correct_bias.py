@@ -80,7 +80,7 @@ def test_the_last_layer_ends_within_half_a_step_where_nothing_is_rounded_behind_
     half = normal(32, 8, seed=5) + 2
     data = {"x": np.repeat(half, 2, axis=0)}
     model = graph("g (float[N,8] x) => (float[N,6] y) { y = Gemm(x, w, b) }", w=normal(8, 6), b=normal(6, seed=1))
-    static = QuantizeStatic(target="ort-cpu-vnni", placement="all", method="minmax")
+    static = QuantizeStatic(target="ort-cpu-vnni", placement="all", method="minmax", reduce_range=True)
     after, report = chain(model, data, static, CorrectBias())
     assert report.changed == 1
     (fact,) = report.facts
@@ -126,7 +126,7 @@ def test_a_float_bias_behind_a_matmul_is_shifted(method: Method) -> None:
         "g (float[N,T,8] x) => (float[N,T,6] y) { m = MatMul(x, w) y = Add(b, m) }", w=normal(8, 6), b=normal(6)
     )
     data = {"x": np.abs(normal(64, 5, 8, seed=2))}
-    static = QuantizeStatic(target="ort-cpu-vnni", placement="all", method="minmax")
+    static = QuantizeStatic(target="ort-cpu-vnni", placement="all", method="minmax", reduce_range=True)
     before, _ = chain(model, data, static)
     after, report = chain(model, data, static, CorrectBias(method=method))
     assert report.changed == 1

@@ -243,8 +243,39 @@ def _nested() -> ir.Model:
     )
 
 
+def _layers() -> ir.Model:
+    """Layers of a usual size, one of them with integer weights between integer activations."""
+    rng = np.random.default_rng(2)
+    sizes = {"w1": (64, 256), "w2": (256, 64), "k1": (8, 4, 3, 3), "k2": (4, 8, 3, 3)}
+    weights = {name: rng.standard_normal(size) / np.sqrt(np.prod(size[1:])) for name, size in sizes.items()}
+    return graph(
+        """g (float[64,64] x, float[N,4,6,6] i) => (float[64,64] y, float[64,8] z, float[N,4,6,6] o)
+        <float s = {0.02}, uint8 zero = {128}, int8 none = {0}>
+        {
+            a = MatMul(x, w1)
+            r = Relu(a)
+            b = MatMul(r, w2)
+            y = Add(x, b)
+            q = QuantizeLinear(x, s, zero)
+            d = DequantizeLinear(q, s, zero)
+            dw = DequantizeLinear(integers, s, none)
+            c = MatMul(d, dw)
+            cq = QuantizeLinear(c, s, zero)
+            z = DequantizeLinear(cq, s, zero)
+            c1 = Conv <pads = [1, 1, 1, 1]> (i, k1)
+            r1 = Relu(c1)
+            o = Conv <pads = [1, 1, 1, 1]> (r1, k2)
+        }""",
+        opset=21,
+        ir_version=10,
+        integers=rng.integers(-64, 64, (64, 8), np.int8),
+        **_single(weights),
+    )
+
+
 MODELS = {
     "shapes": _shapes, "network": _network, "written out": _written_out, "nested": _nested, "old": _old,
+    "layers": _layers,
 }  # fmt: skip
 each_model = pytest.mark.parametrize("model", [pytest.param(make, id=name) for name, make in MODELS.items()])
 

@@ -10,13 +10,14 @@ import pytest
 
 from onnxopt.errors import OptionError
 from onnxopt.model import to_proto
+from onnxopt.passes.quantize import quantize_dynamic
 from onnxopt.passes.quantize.quantize_dynamic import QuantizeDynamic
 from onnxopt.runtime import Session, Snapshot
 from tests.support import count_ops, graph, ops, outputs, run
 
 Array = np.ndarray[Any, Any]
 
-EVERYWHERE = QuantizeDynamic(where="everywhere")
+EVERYWHERE = QuantizeDynamic(where="everywhere", reduce_range=True)
 PRODUCT = ["DynamicQuantizeLinear", "MatMulInteger", "Cast", "Mul", "Mul"]
 
 
@@ -33,8 +34,8 @@ def relative(a: Array, b: Array) -> float:
     return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(a))
 
 
-def check(before: ir.Model, after: ir.Model, given: dict[str, Array], error: float = 0.02) -> None:
-    """Outputs move by what 8 bits explain, and ONNX Runtime's fused kernels compute the same."""
+def check(before: ir.Model, after: ir.Model, given: dict[str, Array], error: float = 0.03) -> None:
+    """Outputs move by what 7 bits explain, and ONNX Runtime's fused kernels compute the same."""
     fused = Session(Snapshot.of(after), optimize=True, threads=1).run(given)
     for a, b, c in zip(outputs(before, given), outputs(after, given), fused, strict=True):
         assert a.shape == b.shape
@@ -52,7 +53,7 @@ def test_matmul_is_what_the_definition_says() -> None:
     low, high = min(x.min(), 0), max(x.max(), 0)
     step = (high - low) / 255
     rounded = (np.clip(np.rint(x / step) + np.rint(-low / step), 0, 255) - np.rint(-low / step)) * step
-    columns = np.abs(w).max(axis=0) / 127
+    columns = np.abs(w).max(axis=0) / 64
     expected = rounded @ (np.rint(w / columns) * columns)
     assert relative(expected, outputs(after, given)[0]) < 2e-3
     check(before, after, given)
@@ -158,13 +159,23 @@ def test_lstm_only_where_it_pays() -> None:
     assert [run(QuantizeDynamic(), lstm(*of))[1].changed for of in (("S", 64), ("32", 64), ("S", 128))] == [0, 1, 1]
 
 
-def test_reduced_range_has_7_bits() -> None:
+@pytest.mark.parametrize(
+    ("cpu", "reduce_range", "most"),
+    [
+        ("ort-cpu-vnni", "auto", 127), ("ort-cpu-avx2", "auto", 64), ("ort-cpu-arm", "auto", 127),
+        ("ort-cpu-vnni", True, 64), ("ort-cpu-avx2", False, 127),
+    ],
+)  # fmt: skip
+def test_7_bits_where_the_cpu_would_overflow(
+    monkeypatch: pytest.MonkeyPatch, cpu: str, reduce_range: Any, most: int
+) -> None:
+    monkeypatch.setattr(quantize_dynamic, "detect", lambda: cpu)
     before = graph("g (float[B,40] x) => (float[B,16] y) { y = MatMul(x, w) }", **arrays(w=(40, 16)))
-    after, _ = run(QuantizeDynamic(where="everywhere", reduce_range=True), before)
+    after, report = run(QuantizeDynamic(where="everywhere", reduce_range=reduce_range), before)
     stored = after.graph.initializers["w_quantized"].const_value
     assert stored is not None
-    assert np.abs(stored.numpy().astype(int)).max() == 64
-    check(before, after, feeds(4, 40), 0.03)
+    assert np.abs(stored.numpy().astype(int)).max() == most
+    assert f"weights of {7 if most == 64 else 8} bits" in report.changes[0].text
 
 
 def test_an_older_model_is_upgraded() -> None:
