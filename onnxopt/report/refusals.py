@@ -9,7 +9,7 @@ from typing import Any
 from onnxopt.report import values
 from onnxopt.search.allocation import Target
 from onnxopt.search.auto import AutoResult
-from onnxopt.search.space import Effect, Method
+from onnxopt.search.space import Effect, Method, Precision
 
 _NONE = Effect(0.0, 0.0, 0.0, 0.0)
 
@@ -65,9 +65,8 @@ def changes(found: AutoResult) -> Iterator[Change]:
     for layer in space.layers:
         own = [Change(layer.name, (layer.name,), "split", rank, effect) for rank, effect in layer.split.items()]
         yield from reason.each(own, split.get(layer.name))
-        if layer.integers is not None:
-            change = Change(layer.name, (layer.name,), "quantize", "int8", layer.integers)
-            yield from reason.each([change], reason.integers(layer.name))
+        own = [Change(layer.name, (layer.name,), "quantize", *each) for each in layer.precisions.items()]
+        yield from reason.each(own, reason.precision(layer.name))
 
 
 class _Reason:
@@ -78,13 +77,14 @@ class _Reason:
         held = [f for f in found.found if all(map(found.budget.is_held, filter(None, (f.measured.loss, f.final))))]
         self._allowed = max((each.measured.noise for each in held), default=0.0)
         """The noise of the noisiest model that kept the budget."""
-        self._planned = set(found.chosen.measured.plan.integers)
+        self._planned = dict(found.chosen.measured.plan.precisions)
         self._made = found.chosen.measured.nodes
 
-    def integers(self, name: str) -> str | None:
-        """Whether a layer came out with integers; a split one does as two nodes."""
+    def precision(self, name: str) -> Precision | None:
+        """What a layer came out in, if not in floats; a split one does so as two nodes."""
+        planned = self._planned.get(name)
         made = any(node == name or node.startswith(f"{name}_") for node in self._made)
-        return "int8" if made and name in self._planned else None
+        return planned if planned != "int8" or made else None
 
     def each(self, own: list[Change], chosen: float | str | None) -> Iterator[Change]:
         """The levels of one place by one method, of which one or none was chosen."""
@@ -102,7 +102,7 @@ class _Reason:
             if self._target == "latency" and saved < 0:
                 return f"slower here, by {values.seconds(-saved).text}"
             return "saves nothing"
-        if change.method == "quantize" and change.place in self._planned:
+        if change.level == "int8" and taken is None and self._planned.get(change.place) == "int8":
             return "was planned, but is slower here among its neighbours: left as floats when the model was made"
         if change.effect.noise > self._allowed:
             return (

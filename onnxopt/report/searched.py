@@ -164,7 +164,7 @@ def _json(plan: Plan) -> dict[str, object]:
     return {
         "prune": dict(plan.prune),
         "split": dict(plan.split),
-        "integers": list(plan.integers),
+        "precisions": dict(plan.precisions),
         "epochs": plan.epochs,
     }
 

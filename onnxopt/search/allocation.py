@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -21,12 +21,18 @@ from typing import Literal
 
 import numpy as np
 
-from onnxopt.search.space import Effect, LayerLevels, Method, Space
+from onnxopt.search.space import Effect, LayerLevels, Method, Precision, Space
+from onnxopt.wording import count
 
 Target = Literal["latency", "size", "macs"]
 ATTRIBUTE: dict[Target, str] = {"latency": "seconds", "size": "bytes", "macs": "macs"}
 _SECONDS = 20.0
 """As long the solver may take."""
+
+
+_TEXTS: dict[Precision, str] = {
+    "int8": "in integers", "weight-int8": "with weights of 8 bits", "weight-int4": "with weights of 4 bits",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Form:
 
     rank: float | None = None
     """The share of its rank that it is split at; ``None``: whole."""
-    integers: bool = False
+    precision: Precision | None = None
 
 
 @dataclass(frozen=True)
@@ -44,22 +50,33 @@ class Plan:
 
     prune: tuple[tuple[str, float], ...] = ()
     split: tuple[tuple[str, float], ...] = ()
-    integers: tuple[str, ...] = ()
-    """The layers that may be computed with integers, where that is faster."""
+    precisions: tuple[tuple[str, Precision], ...] = ()
+    """The layers whose numbers are not floats."""
+    timed: bool = True
+    """Whether layers are computed with integers only where that is faster."""
     epochs: int = 0
     """How long the model is trained to give what the original gives, after it is pruned and split."""
 
     def __bool__(self) -> bool:
-        return bool(self.prune or self.split or self.integers)
+        return bool(self.prune or self.split or self.precisions)
+
+    def of(self, precision: Precision) -> tuple[str, ...]:
+        """The layers of this precision."""
+        return tuple(name for name, own in self.precisions if own == precision)
 
     def __str__(self) -> str:
         parts = [
-            f"{len(self.prune)} groups pruned" if self.prune else "",
-            f"{len(self.split)} layers split" if self.split else "",
-            f"trained for {self.epochs} epochs" if self.epochs else "",
-            f"{len(self.integers)} layers in integers" if self.integers else "",
+            f"{count(len(self.prune), 'group')} of channels pruned by {_shares(self.prune)}" if self.prune else "",
+            f"{count(len(self.split), 'layer')} split at {_shares(self.split)} of their rank" if self.split else "",
+            f"trained for {count(self.epochs, 'epoch')}" if self.epochs else "",
+            *(f"{count(len(names), 'layer')} {text}" for each, text in _TEXTS.items() if (names := self.of(each))),
         ]
         return ", ".join(part for part in parts if part) or "cleanup alone"
+
+
+def _shares(chosen: Sequence[tuple[str, float]]) -> str:
+    low, high = min(share for _, share in chosen), max(share for _, share in chosen)
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
 @dataclass(frozen=True)
@@ -174,12 +191,12 @@ class _Problem:
 
     def chosen(self, plan: Plan) -> np.ndarray:
         """The variables that stand for a plan, as far as its parts are known."""
-        prune, split = set(plan.prune), dict(plan.split)
+        prune, split, precisions = set(plan.prune), dict(plan.split), dict(plan.precisions)
         found = np.zeros(len(self.kinds))
         for at, each in self._prune.items():
             found[at] = each in prune
         for at, (name, form) in self._form.items():
-            found[at] = bool(form.rank or form.integers) and form == Form(split.get(name), name in plan.integers)
+            found[at] = form == Form(split.get(name), precisions.get(name))
         for pair, first, second in self._pairs:
             found[pair] = found[first] * found[second]
         return found
@@ -189,7 +206,7 @@ class _Problem:
         prune = tuple(self._prune[at] for at in self._prune if chosen[at])
         forms = [self._form[at] for at in self._form if chosen[at]]
         split = tuple((name, form.rank) for name, form in forms if form.rank is not None)
-        return Plan(prune, split, tuple(name for name, form in forms if form.integers))
+        return Plan(prune, split, tuple((name, form.precision) for name, form in forms if form.precision is not None))
 
     def _pair(self, first: int, second: int, double: Mapping[Target, float]) -> None:
         """What both together save less than each alone."""
@@ -204,21 +221,19 @@ class _Problem:
 
 def _forms(layer: LayerLevels, correction: Correction) -> Iterator[tuple[Form, dict[Target, float], float]]:
     """The forms of a layer but for the one that it has, what each saves, and its noise."""
-    integers = layer.integers
-    for rank, effect in layer.split.items():
-        saved, noise = _gains(effect, correction.saving["split"]), effect.noise * correction.noise["split"]
-        yield Form(rank), saved, noise
-        if integers is not None:  # of what the factors leave, integers save as large a part as of the whole
-            whole = {"latency": layer.seconds, "size": layer.bytes, "macs": layer.macs}
-            more = _gains(integers, correction.saving["quantize"])
+    whole: dict[Target, float] = {"latency": layer.seconds, "size": layer.bytes, "macs": layer.macs}
+    fewer: list[tuple[float | None, dict[Target, float], float]] = [(None, dict.fromkeys(whole, 0.0), 0.0)]
+    for share, effect in layer.split.items():
+        fewer.append((share, _gains(effect, correction.saving["split"]), effect.noise * correction.noise["split"]))
+    for rank, saved, noise in fewer:
+        if rank is not None:
+            yield Form(rank), saved, noise
+        for precision, effect in layer.precisions.items():
+            # Of what the factors leave, few bits save as large a part as of the whole.
+            more = _gains(effect, correction.saving["quantize"])
             left = {key: 1 - saved[key] / whole[key] if whole[key] > 0 else 0.0 for key in saved}
             both = {key: saved[key] + more[key] * max(left[key], 0.0) for key in saved}
-            yield Form(rank, True), both, noise + integers.noise * correction.noise["quantize"]
-    if integers is not None:
-        yield (
-            Form(None, True), _gains(integers, correction.saving["quantize"]),
-            integers.noise * correction.noise["quantize"],
-        )  # fmt: skip
+            yield Form(rank, precision), both, noise + effect.noise * correction.noise["quantize"]
 
 
 def _gains(effect: Effect, factor: float) -> dict[Target, float]:

@@ -134,7 +134,7 @@ def auto(
         if cleaned.problem:
             raise EngineError(f"the model could not be measured: {cleaned.problem}")
         evaluations.end = started + _EXPLORED * time_budget
-        space = explore(bench, methods, evaluations)
+        space = explore(bench, methods, evaluations, small=budget.target == "size")
         evaluations.end = started + time_budget
         search = _Search(bench, space, trials, cleaned, budget, tuple(methods), train)
         search.run()
@@ -172,9 +172,10 @@ class _Search:
 
     def run(self) -> None:
         """Try plans by all methods, by each alone, and the recipe int8, as long as there is time."""
-        layers = tuple(layer.name for layer in self.space.layers if layer.integers is not None)
+        layers = [layer.name for layer in self.space.layers if "int8" in layer.precisions]
         if "quantize" in self._methods and layers:
-            self._measure([Plan(integers=layers)])
+            integers = Plan(precisions=tuple((name, "int8") for name in layers), timed=self.budget.target == "latency")
+            self._measure([integers])
         every = Narrowing(self.space, self.budget, self._methods, _TRIES)
         alone = [
             Narrowing(self.space, self.budget, (m,), _TRIES_ALONE) for m in self._methods if len(self._methods) > 1

@@ -10,6 +10,9 @@ from onnxopt.search.allocation import ATTRIBUTE, Target
 from onnxopt.search.metric import Loss
 from onnxopt.search.trials import Measured
 
+NO_SLOWER = 1.05
+"""The latency of a model that is as fast as the original, within what clocks tell."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -59,10 +62,9 @@ class Budget:
 
     @property
     def limits(self) -> dict[Target, float]:
-        """The largest shares, where there are any."""
-        given: dict[Target, float | None] = {
-            "latency": self.max_latency, "size": self.max_size, "macs": self.max_macs,
-        }  # fmt: skip
+        """The largest shares, where there are any; what is only to be small may not be slower for that."""
+        latency = NO_SLOWER if self.max_latency is None and self.target != "latency" else self.max_latency
+        given: dict[Target, float | None] = {"latency": latency, "size": self.max_size, "macs": self.max_macs}
         return {name: value for name, value in given.items() if value is not None}
 
     def is_within_limits(self, found: Found) -> bool:

@@ -56,7 +56,8 @@ class Narrowing:
             )
             if plan is None:
                 return None
-            plan = replace(plan, epochs=self.epochs if plan.prune or plan.split else 0)
+            epochs = self.epochs if plan.prune or plan.split else 0
+            plan = replace(plan, epochs=epochs, timed=target == "latency")
             if plan and plan not in self.seen:
                 return plan
             if self.high == math.inf and predict(self._space, plan, correction).noise < self.noise / _GROW:
@@ -88,7 +89,7 @@ def only(space: Space, methods: Sequence[Method]) -> Space:
     layers = [
         replace(
             layer, split=layer.split if "split" in methods else {},
-            integers=layer.integers if "quantize" in methods else None,
+            precisions=layer.precisions if "quantize" in methods else {},
         )
         for layer in space.layers
     ]  # fmt: skip

@@ -18,6 +18,7 @@ from onnxopt.errors import DataError, OptionError, OutputError
 from onnxopt.model import load, save
 from onnxopt.search.allocation import Target
 from onnxopt.search.auto import AutoResult
+from onnxopt.search.budget import Found
 
 _INDEX = "pareto.json"
 
@@ -54,16 +55,19 @@ class ParetoSet(msgspec.Struct, frozen=True):
 
 def entries(result: AutoResult) -> ParetoSet:
     """The set that a search found, the chosen model included."""
-    every = [f for f in result.found if f in result.pareto or f.measured.plan == result.chosen.measured.plan]
-    every.sort(key=lambda f: (f.measured.loss.drop, f.cost(result.budget.target)))
     models = [
         Entry(
             at, str(f.measured.plan), f.measured.loss.drop, f.measured.loss.high, f.latency, f.size, f.macs,
             f.measured.plan == result.chosen.measured.plan,
         )
-        for at, f in enumerate(every, 1)
+        for at, f in enumerate(_kept(result), 1)
     ]  # fmt: skip
     return ParetoSet(result.metric, result.budget.target, models)
+
+
+def _kept(result: AutoResult) -> list[Found]:
+    every = [f for f in result.found if f in result.pareto or f.measured.plan == result.chosen.measured.plan]
+    return sorted(every, key=lambda f: (f.measured.loss.drop, f.cost(result.budget.target)))
 
 
 def write(result: AutoResult, folder: Path, *, force: bool = False) -> None:
@@ -73,14 +77,12 @@ def write(result: AutoResult, folder: Path, *, force: bool = False) -> None:
     if folder.exists() and not (folder / _INDEX).is_file():
         raise OutputError(f"{folder} is there and holds no Pareto set, so it is not replaced; give another output")
     found = entries(result)
-    by_plan = {str(f.measured.plan): f for f in result.found}
     try:
         made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            for entry in found.models:
-                each = by_plan[entry.plan]
-                save(result.models(each), made / f"{entry.number}.onnx")
-                (made / f"{entry.number}.toml").write_text(result.recipes(each), encoding="utf-8")
+            for number, each in enumerate(_kept(result), 1):
+                save(result.models(each), made / f"{number}.onnx")
+                (made / f"{number}.toml").write_text(result.recipes(each), encoding="utf-8")
             (made / _INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
             made.chmod(0o777 & ~_umask())
             if folder.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
@@ -19,6 +20,7 @@ from onnxopt.passes.prune.reconstruct import Reconstruct
 from onnxopt.passes.quantize._roles import LAYERS
 from onnxopt.passes.quantize.quantize_static import QuantizeStatic
 from onnxopt.search.allocation import Plan
+from onnxopt.search.space import WEIGHTS, stored_weights
 
 _BATCH = 32
 
@@ -39,11 +41,22 @@ def structure(plan: Plan, cleaned: ir.Model) -> list[Pass]:
     return passes
 
 
+def few_bits(plan: Plan) -> list[Pass]:
+    """The passes that store weights alone in few bits."""
+    chosen = [(bits, names) for precision, bits in WEIGHTS.items() if (names := plan.of(precision))]
+    return [replace(stored_weights(bits, _parts(names)), max_drop=1.0) for bits, names in chosen]
+
+
 def measured_integers(plan: Plan, cleaned: ir.Model) -> QuantizeStatic:
-    """Quantization wherever it pays, but for the layers that the plan leaves in floats."""
-    left = [name for node in cleaned.graph if node.op_type in LAYERS and (name := label(node)) not in plan.integers]
-    globs = [each for name in left for each in (glob.escape(name), f"{glob.escape(name)}_[0-9]")]
-    return QuantizeStatic(exclude=tuple(globs), max_drop=1.0)
+    """Quantization of the layers that the plan has in integers, if it says so only where that is faster."""
+    chosen = plan.of("int8")
+    left = [name for node in cleaned.graph if node.op_type in LAYERS and (name := label(node)) not in chosen]
+    return QuantizeStatic(exclude=tuple(_parts(left)), max_drop=1.0, placement="measured" if plan.timed else "all")
+
+
+def _parts(names: Sequence[str]) -> list[str]:
+    """Globs for nodes, and for what they are split into."""
+    return [each for name in names for each in (glob.escape(name), f"{glob.escape(name)}_[0-9]")]
 
 
 def fixed_integers(nodes: Sequence[str]) -> QuantizeStatic:

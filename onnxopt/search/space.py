@@ -11,7 +11,7 @@ import glob
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -22,23 +22,32 @@ from onnxopt.errors import EngineError
 from onnxopt.graph import Editor, constant_tensor, label
 from onnxopt.kernels import by_place, kernel_times, mark, places
 from onnxopt.macs import count_macs
+from onnxopt.model import copy
+from onnxopt.pass_base import Context
 from onnxopt.passes.lowrank.split_conv import SplitConv
 from onnxopt.passes.lowrank.split_matmul import SplitMatmul
 from onnxopt.passes.prune._structured import trial
 from onnxopt.passes.prune.reconstruct import Reconstruct
 from onnxopt.passes.quantize._roles import LAYERS
 from onnxopt.passes.quantize.quantize_static import QuantizeStatic
+from onnxopt.passes.quantize.quantize_weights import QuantizeWeights
 from onnxopt.runtime import Feeds, Snapshot
 from onnxopt.search.bench import Bench, file_size, unpack
 from onnxopt.search.jobs import Evaluations, Failure, Job
 
 Method = Literal["prune", "split", "quantize"]
 METHODS: tuple[Method, ...] = ("prune", "split", "quantize")
+Precision = Literal["int8", "weight-int8", "weight-int4"]
+"""Activations and weights in INT8, or weights alone in so many bits."""
 
 SHARES = (0.5, 0.25, 0.75, 0.125)
 """The shares of its channels that a group may lose, those first that tell most."""
 RANKS = (0.25, 0.5)
 """The shares of its rank that a layer may be split at."""
+WEIGHTS: dict[Precision, int] = {"weight-int8": 8, "weight-int4": 4}
+"""The bits of weights, where activations are floats."""
+STORED = ("MatMul", "Gemm", "Conv", "LSTM", "GRU", "RNN", "Gather")
+"""The operators whose weights can be stored so."""
 _RUINED = 1e3
 """More noise, in units of the signal, is all the same."""
 _FITTED = 256
@@ -82,8 +91,8 @@ class LayerLevels:
     """Of its weights;"""
     split: dict[float, Effect]
     """by the share of the rank that is left;"""
-    integers: Effect | None
-    """``None`` where the target has no integer kernel for it."""
+    precisions: dict[Precision, Effect]
+    """by what its numbers are stored and computed in."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +111,14 @@ class Space:
     @property
     def size(self) -> int:
         """How many changes there are."""
-        split = sum(len(layer.split) + (layer.integers is not None) for layer in self.layers)
+        split = sum(len(layer.split) + len(layer.precisions) for layer in self.layers)
         return split + sum(len(group.levels) for group in self.groups)
 
 
-def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations) -> Space:
+def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *, small: bool = False) -> Space:
     """Measure every change by ``methods``; those that there is no time for are not in what is returned.
+
+    ``small``: whether weights alone in few bits, which make a model small and seldom fast, are measured too.
 
     Raises ``EngineError`` if the model does not run.
     """
@@ -124,12 +135,14 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations) -
     groups: tuple[GroupLevels, ...] = ()
     left: list[tuple[str, str]] = []
     if "prune" in methods:
-        small = [group.name for group in bench.groups if not matters(_nodes(group))]
-        left = [*bench.frozen, *((name, "it has next to nothing of time, arithmetic and bytes") for name in small)]
+        minor = [group.name for group in bench.groups if not matters(_nodes(group))]
+        left = [*bench.frozen, *((name, "it has next to nothing of time, arithmetic and bytes") for name in minor)]
         groups = _groups([g for g in bench.groups if matters(_nodes(g))], timed, bench, evaluations)
     ops = {label(node): node.op_type for node in cleaned.graph}
     names = [name for name in ops if weights.get(name) and matters([name])]
     split = _split(names, ops, evaluations) if "split" in methods else {}
+    wanted = small and "quantize" in methods
+    stored = _stored([name for name in names if ops[name] in STORED], timed, bench, evaluations) if wanted else {}
     layers = []
     for name in (name for name in ops if weights.get(name) or name in integers):
         own, weight = macs.get(name, 0.0), weights.get(name, 0.0)
@@ -137,11 +150,11 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations) -
             rank: Effect(noise, saved, own * share, weight * share)
             for rank, (noise, saved, share) in split.get(name, {}).items()
         }
-        quantized = None
+        precisions = dict(stored.get(name, {}))
         if name in integers:
             saved, noise = integers[name]
-            quantized = Effect(noise, saved, 0.0, weight * 0.75)
-        layers.append(LayerLevels(name, ops[name], timed.get(name, 0.0), own, weight, levels, quantized))
+            precisions["int8"] = Effect(noise, saved, 0.0, weight * 0.75)
+        layers.append(LayerLevels(name, ops[name], timed.get(name, 0.0), own, weight, levels, precisions))
     return Space(groups, tuple(layers), seconds, all_macs, size, tuple(left))
 
 
@@ -219,6 +232,49 @@ def splitting(shared: bytes, name: str) -> dict[float, tuple[float, float, float
         for share, (_, _, macs, _, before, after, db) in zip(RANKS, rows, strict=False)
         if not math.isnan(after)
     }
+
+
+def _stored(
+    names: Sequence[str], timed: Mapping[str, float], bench: Bench, evaluations: Evaluations
+) -> dict[str, dict[Precision, Effect]]:
+    """By layer, what it is worth to store its weights in few bits."""
+    wanted = [(name, bits) for name in names for bits in WEIGHTS.values()]
+    jobs = [Job(storing, each, tuple[float, float], "what few bits are worth") for each in wanted]
+    results = dict(zip(wanted, evaluations.run(jobs), strict=True))
+    found: dict[str, dict[Precision, Effect]] = {}
+    for precision, bits in WEIGHTS.items():
+        what = f"times with weights of {bits} bits"
+        faster = evaluations.remembered(what, dict[str, float], partial(_seconds_stored, bits, bench))
+        for name in names:
+            result = results[name, bits]
+            if not isinstance(result, Failure) and result[1] > 0 and faster:
+                saved = timed.get(name, 0.0) - faster.get(name, 0.0)
+                found.setdefault(name, {})[precision] = Effect(result[0], saved, 0.0, result[1])
+    return found
+
+
+def stored_weights(bits: int, names: Sequence[str]) -> QuantizeWeights:
+    """The pass that stores the weights of these nodes, globs, in few bits."""
+    return QuantizeWeights(bits=bits, operators=STORED, min_elements=0, include=tuple(names))
+
+
+def storing(shared: bytes, name: str, bits: int) -> tuple[float, float]:
+    """A job: the noise of one layer whose weights are stored in few bits, and the bytes that this saves."""
+    bench = unpack(shared)
+    context = bench.context(copy(bench.cleaned))
+    stored_weights(bits, [glob.escape(name)]).run(replace(context, evaluation=None))
+    noise = bench.judge.quality(Snapshot.of(context.editor.model)).noise
+    return min(noise, _RUINED), float(file_size(bench.cleaned) - file_size(context.editor.model))
+
+
+def _seconds_stored(bits: int, bench: Bench) -> dict[str, float]:
+    """The time of each node if all weights are stored in few bits; nothing if that model does not run."""
+    context = Context(Editor(copy(bench.cleaned)))
+    stored_weights(bits, ["*"]).run(context)
+    try:
+        return node_seconds(context.editor.model, bench.feeds)
+    except EngineError:
+        return {}
 
 
 def _integers(evaluations: Evaluations) -> dict[str, tuple[float, float]]:

@@ -20,7 +20,7 @@ from onnxopt.search.allocation import Plan
 from onnxopt.search.bench import Bench, file_size, unpack
 from onnxopt.search.jobs import Evaluations, Failure, Job
 from onnxopt.search.metric import Loss
-from onnxopt.search.plans import fixed_integers, measured_integers, pipeline, structure
+from onnxopt.search.plans import few_bits, fixed_integers, measured_integers, pipeline, structure
 
 _SECONDS = 0.7
 _MOST_BYTES = 64 << 20
@@ -113,8 +113,8 @@ class Trials:
 def carry_out(shared: bytes, plan: Plan) -> Made:
     """A job: the model that a plan makes, and what it loses."""
     bench = unpack(shared)
-    passes = structure(plan, bench.cleaned)
-    if plan.integers:
+    passes = [*structure(plan, bench.cleaned), *few_bits(plan)]
+    if plan.of("int8"):
         passes.append(measured_integers(plan, bench.cleaned))
     model, report = PassManager(pipeline(passes), verify="off", data=bench.data).run(bench.model)
     notes = (note for each in report.passes if each.name == QuantizeStatic.name for note in each.changes)
@@ -128,5 +128,5 @@ def carry_out(shared: bytes, plan: Plan) -> Made:
 
 
 def _passes(plan: Plan, nodes: Sequence[str], bench: Bench) -> list[Pass]:
-    passes = structure(plan, bench.cleaned)
+    passes = [*structure(plan, bench.cleaned), *few_bits(plan)]
     return [*passes, fixed_integers(nodes)] if nodes else passes

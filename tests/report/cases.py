@@ -48,14 +48,14 @@ SPACE = Space(
     layers=(
         LayerLevels(
             SCRIPT, "Gemm", 1e-3, 1000, 4000, {0.25: Effect(0.004, 1e-6, 400, 900), 0.5: Effect(0.0, -5e-5, 300, 800)},
-            Effect(0.001, 4e-4, 0, 3000),
+            {"int8": Effect(0.001, 4e-4, 0, 3000)},
         ),
-        LayerLevels(IMAGE, "MatMul", 5e-4, 500, 2000, {}, Effect(0.0005, 1e-5, 0, 1500)),
-        LayerLevels(ENTITY, "MatMul", 5e-4, 500, 2000, {}, Effect(0.0005, 0.0, 0, 1500)),
+        LayerLevels(IMAGE, "MatMul", 5e-4, 500, 2000, {}, {"int8": Effect(0.0005, 1e-5, 0, 1500)}),
+        LayerLevels(ENTITY, "MatMul", 5e-4, 500, 2000, {}, {"int8": Effect(0.0005, 0.0, 0, 1500)}),
     ),
     seconds=2e-3, macs=2000.0, bytes=8000.0, left=(("last", "its channels are an output of the model"),),
 )  # fmt: skip
-PLAN = Plan((("wide", 0.25),), (), (SCRIPT, IMAGE))
+PLAN = Plan((("wide", 0.25),), (), ((SCRIPT, "int8"), (IMAGE, "int8")))
 
 
 def auto_result(*, holds: bool = True) -> AutoResult:
@@ -68,7 +68,7 @@ def auto_result(*, holds: bool = True) -> AutoResult:
     chosen = found(PLAN, 0.01, 0.05, 0.6, (SCRIPT,))
     others = [found(Plan(), 0.0, 1e-9, 0.98), found(Plan(prune=(("wide", 0.5),)), 0.2, 0.6, 0.4)]
     judged = replace(chosen, final=Loss(0.95, 0.942, 0.003, 0.013, 200))
-    early = replace(found(Plan(integers=(SCRIPT,)), 0.0, 0.3, 0.5), final=Loss(0.95, 0.91, 0.03, 0.05, 200))
+    early = replace(found(Plan(precisions=((SCRIPT, "int8"),)), 0.0, 0.3, 0.5), final=Loss(0.95, 0.91, 0.03, 0.05, 200))
     every = [others[0], judged, others[1], early]
     return AutoResult(
         model=model(8), chosen=judged, holds=holds,

@@ -121,7 +121,7 @@ def test_a_search_draws_all_models_and_all_changes() -> None:
     assert found["models"][2]["plan"] == {
         "prune": {"wide": 0.25},
         "split": {},
-        "integers": list(PLAN.integers),
+        "precisions": dict(PLAN.precisions),
         "epochs": 0,
     }
     assert found["models"][2]["final"] == 0.013

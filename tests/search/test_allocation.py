@@ -21,7 +21,8 @@ def spaces(draw: st.DrawFn) -> Space:
     layers = tuple(
         LayerLevels(
             name, "Conv", 1.0, 1.0, 1.0,
-            draw(st.dictionaries(st.sampled_from([0.25, 0.5]), effects, max_size=2)), draw(st.none() | effects),
+            draw(st.dictionaries(st.sampled_from([0.25, 0.5]), effects, max_size=2)),
+            draw(st.dictionaries(st.sampled_from(["int8", "weight-int4"]), effects)),
         )
         for name in "ab"
     )  # fmt: skip
@@ -32,14 +33,13 @@ def spaces(draw: st.DrawFn) -> Space:
 
 def every_plan(space: Space) -> list[Plan]:
     shares = [[None, *group.levels] for group in space.groups]
-    forms = [[(rank, i) for rank in (None, *e.split) for i in ([False, True] if e.integers else [False])]
-             for e in space.layers]  # fmt: skip
+    forms = [[(rank, i) for rank in (None, *e.split) for i in (None, *e.precisions)] for e in space.layers]
     found = []
     for taken, made in product(product(*shares), product(*forms)):
         prune = tuple((g.name, s) for g, s in zip(space.groups, taken, strict=True) if s is not None)
         layers = [(e.name, *form) for e, form in zip(space.layers, made, strict=True)]
         split = tuple((name, rank) for name, rank, _ in layers if rank is not None)
-        found.append(Plan(prune, split, tuple(name for name, _, whole in layers if whole)))
+        found.append(Plan(prune, split, tuple((name, own) for name, _, own in layers if own)))
     return found
 
 
@@ -59,12 +59,12 @@ def test_what_two_changes_save_of_one_layer_is_counted_once() -> None:
     space = Space(
         (GroupLevels("a", ("a",), ("b",), {0.5: half}), GroupLevels("b", ("b",), (), {0.5: half})),
         (
-            LayerLevels("a", "Conv", 1, 100, 120, {}, Effect(0.1, 0.5, 0, 90)),
-            LayerLevels("b", "Conv", 1, 100, 120, {}, None),
+            LayerLevels("a", "Conv", 1, 100, 120, {}, {"int8": Effect(0.1, 0.5, 0, 90)}),
+            LayerLevels("b", "Conv", 1, 100, 120, {}, {}),
         ),
         2, 200, 240,
     )  # fmt: skip
-    integers = predict(space, Plan((("a", 0.5),), (), ("a",)), PLAIN)
+    integers = predict(space, Plan((("a", 0.5),), (), (("a", "int8"),)), PLAIN)
     assert integers.saved == pytest.approx({"latency": 0.4 + 0.5 * 0.5, "macs": 50, "size": 60 + 90 * 0.5})
     both = predict(space, Plan((("a", 0.5), ("b", 0.5))), PLAIN)
     assert both.saved["macs"] == pytest.approx(50 + 50 - 0.25 * 100)

@@ -23,7 +23,8 @@ def space() -> Space:
         )
         for at in range(12)
     )  # fmt: skip
-    layers = tuple(LayerLevels(f"g{at}", "Conv", 1 / 12, 1, 1, {}, Effect(1e-4, 0.04, 0, 0.75)) for at in range(12))
+    integers = Effect(1e-4, 0.04, 0, 0.75)
+    layers = tuple(LayerLevels(f"g{at}", "Conv", 1 / 12, 1, 1, {}, {"int8": integers}) for at in range(12))
     return Space(groups, layers, 1.0, 12.0, 12.0)
 
 
@@ -49,14 +50,14 @@ def test_search_ends_where_nothing_more_can_be_done() -> None:
     while (plan := found.propose(PLAIN)) is not None:
         plans.append(plan)
         found.learn(measured(plan, predict(space(), plan, PLAIN).noise, 1e9))
-    assert len(plans[-1].integers) == 12
+    assert len(plans[-1].of("int8")) == 12
     assert len(plans) <= 3
 
 
 def test_what_methods_do_more_than_alone_is_learnt_of_measured_plans() -> None:
     pruned = Plan(tuple((f"g{at}", 0.5) for at in range(6)))
-    integers = Plan(integers=tuple(f"g{at}" for at in range(12)))
-    both = Plan(pruned.prune, (), integers.integers)
+    integers = Plan(precisions=tuple((f"g{at}", "int8") for at in range(12)))
+    both = Plan(pruned.prune, (), integers.precisions)
     cleaned = measured(Plan(), 0.0, 1, 1.0)
     given = []
     for plan, noise, saved in ((pruned, 3.0, 0.5), (integers, 1.0, 0.8)):
