@@ -130,6 +130,8 @@ def auto(
     with executor if own else nullcontext():
         evaluations = Evaluations(bench.packed(), bench.key, executor, started + time_budget, on_progress)
         trials = Trials(bench, evaluations)
+        narrowings = _TRIES + _TRIES_ALONE * (len(methods) * (len(methods) > 1) + train)
+        evaluations.planned = 2 + narrowings  # the original, and the recipe int8
         (cleaned,) = trials.measure([Plan()])
         if cleaned.problem:
             raise EngineError(f"the model could not be measured: {cleaned.problem}")

@@ -74,6 +74,8 @@ class Evaluations:
     end: float
     """By ``time.monotonic()``: after this no job begins."""
     on_progress: Callable[[str], None]
+    planned: int = 0
+    """How many jobs there are going to be, as far as that is known."""
     count: int = 0
     """How many jobs were carried out,"""
     reused: int = 0
@@ -122,7 +124,7 @@ class Evaluations:
                 failed[self._name(job)] = Failure(self.gone or _LATE)
                 continue
             if len(jobs) == 1 or isinstance(self.executor, InProcess):
-                self._say(job, len(futures), len(jobs))
+                self._say(job, len(futures) + 1)
             try:
                 futures[self.executor.submit(carry_out, self.shared, job.work, job.arguments)] = job
             except Exception as error:  # executors raise what they like
@@ -151,7 +153,7 @@ class Evaluations:
                     else:
                         self._keep(job, packed)
                 if waiting and not isinstance(self.executor, InProcess):
-                    self._say(job, len(jobs) - len(waiting), len(jobs))
+                    self._say(job, 0)
             if time.monotonic() > self.end:
                 for future in waiting:
                     future.cancel()  # one that runs is waited for
@@ -191,8 +193,9 @@ class Evaluations:
     def _note(self, error: BaseException) -> None:
         self.on_progress(f"a worker was lost: {type(error).__name__}: {error}")
 
-    def _say(self, job: Job, done: int, count: int) -> None:
-        self.on_progress(job.what if count == 1 else f"{job.what} ({done + 1} of {count})")
+    def _say(self, job: Job, begun: int) -> None:
+        at = self.count + self.reused + begun
+        self.on_progress(f"{job.what} ({at} of up to {max(at, self.planned)} evaluations)")
 
 
 def carry_out(shared: bytes, work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bytes, str]:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 
@@ -119,7 +119,6 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *
     """Measure every change by ``methods``; those that there is no time for are not in what is returned.
 
     ``small``: whether weights alone in few bits, which make a model small and seldom fast, are measured too.
-
     Raises ``EngineError`` if the model does not run.
     """
     cleaned = bench.cleaned
@@ -131,18 +130,33 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *
         parts = ((timed, seconds), (macs, all_macs), (weights, size))
         return any(sum(part.get(name, 0.0) for name in names) > _MATTERS * whole for part, whole in parts)
 
-    integers = _integers(evaluations) if "quantize" in methods else {}
-    groups: tuple[GroupLevels, ...] = ()
-    left: list[tuple[str, str]] = []
-    if "prune" in methods:
-        minor = [group.name for group in bench.groups if not matters(_nodes(group))]
-        left = [*bench.frozen, *((name, "it has next to nothing of time, arithmetic and bytes") for name in minor)]
-        groups = _groups([g for g in bench.groups if matters(_nodes(g))], timed, bench, evaluations)
     ops = {label(node): node.op_type for node in cleaned.graph}
     names = [name for name in ops if weights.get(name) and matters([name])]
-    split = _split(names, ops, evaluations) if "split" in methods else {}
-    wanted = small and "quantize" in methods
-    stored = _stored([name for name in names if ops[name] in STORED], timed, bench, evaluations) if wanted else {}
+    groups = [group for group in bench.groups if matters(_nodes(group))] if "prune" in methods else []
+    minor = [group.name for group in bench.groups if group not in groups] if "prune" in methods else []
+    jobs = {
+        "integers": [Job(quantizing, (), dict[str, tuple[float, float]], "what integers are worth")],
+        "store": [
+            Job(storing, (name, bits), tuple[float, float], "what few bits are worth")
+            for name in names for bits in WEIGHTS.values() if ops[name] in STORED
+        ],
+        "prune": [
+            Job(pruning_noise, (group.number, share), float, f"what {share:.0%} of the channels of a layer are worth")
+            for share in SHARES for group in groups if bench.least(group, share)
+        ],
+        "split": [
+            Job(splitting, (name,), dict[float, tuple[float, float, float]], "what factors are worth")
+            for name in names if ops[name] in SplitConv.ops | SplitMatmul.ops
+        ],
+    }  # fmt: skip
+    wanted = {"integers": "quantize" in methods, "store": small and "quantize" in methods, "split": "split" in methods}
+    jobs = {kind: each if wanted.get(kind, True) else [] for kind, each in jobs.items()}
+    evaluations.planned += sum(map(len, jobs.values()))
+    found = {kind: _results(each, evaluations) for kind, each in jobs.items()}
+
+    integers: dict[str, tuple[float, float]] = found["integers"].get((), {})
+    stored = _stored(found["store"], timed, bench, evaluations)
+    split = {name: levels for (name,), levels in found["split"].items()}
     layers = []
     for name in (name for name in ops if weights.get(name) or name in integers):
         own, weight = macs.get(name, 0.0), weights.get(name, 0.0)
@@ -155,39 +169,42 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *
             saved, noise = integers[name]
             precisions["int8"] = Effect(noise, saved, 0.0, weight * 0.75)
         layers.append(LayerLevels(name, ops[name], timed.get(name, 0.0), own, weight, levels, precisions))
-    return Space(groups, tuple(layers), seconds, all_macs, size, tuple(left))
+    left = [*bench.frozen, *((name, "it has next to nothing of time, arithmetic and bytes") for name in minor)]
+    return Space(
+        _groups(groups, found["prune"], timed, bench, evaluations), tuple(layers), seconds, all_macs, size,
+        tuple(left) if "prune" in methods else (),
+    )  # fmt: skip
+
+
+def _results(jobs: Sequence[Job], evaluations: Evaluations) -> dict[tuple[Any, ...], Any]:
+    """By their arguments, those of the jobs that came to something."""
+    results = zip(jobs, evaluations.run(jobs), strict=True)
+    return {job.arguments: found for job, found in results if not isinstance(found, Failure)}
 
 
 def _groups(
-    groups: Sequence[Group], timed: Mapping[str, float], bench: Bench, evaluations: Evaluations
-) -> tuple[GroupLevels, ...]:
-    wanted = [(group, share, bench.least(group, share)) for share in SHARES for group in groups]
-    wanted = [each for each in wanted if each[2]]
-    jobs = [
-        Job(pruning_noise, (group.number, share), float, f"what {share:.0%} of the channels of a layer are worth")
-        for group, share, _ in wanted
-    ]
+    groups: Sequence[Group], noises: Mapping[tuple[Any, ...], float], timed: Mapping[str, float], bench: Bench,
+    evaluations: Evaluations,
+) -> tuple[GroupLevels, ...]:  # fmt: skip
     touched = {group.number: _nodes(group) for group in groups}
     shared = Counter(name for names in touched.values() for name in names)
     pruned = {}
-    for share in SHARES:
+    for share in {share for _, share in noises}:
         what = f"times without {share:g} of the channels"
         pruned[share] = evaluations.remembered(what, dict[str, float], partial(_seconds_without, groups, share, bench))
-    levels: dict[int, dict[float, Effect]] = {group.number: {} for group in groups}
-    for (group, share, gone), noise in zip(wanted, evaluations.run(jobs), strict=True):
-        if isinstance(noise, Failure) or not pruned[share]:
-            continue
-        saved = sum((timed.get(n, 0) - pruned[share].get(n, 0)) / shared[n] for n in touched[group.number])
-        left = {group.number: group.size - len(gone)}
-        macs = bench.costs.macs({}) - bench.costs.macs(left)
-        parameters = bench.costs.parameters({}) - bench.costs.parameters(left)
-        levels[group.number][share] = Effect(noise, saved, macs, 4 * parameters)
     found = []
     for group in groups:
-        if levels[group.number]:
+        levels = {}
+        for share in (share for share in SHARES if (group.number, share) in noises and pruned[share]):
+            saved = sum((timed.get(n, 0) - pruned[share].get(n, 0)) / shared[n] for n in touched[group.number])
+            left = {group.number: group.size - len(bench.least(group, share))}
+            macs = bench.costs.macs({}) - bench.costs.macs(left)
+            parameters = bench.costs.parameters({}) - bench.costs.parameters(left)
+            levels[share] = Effect(noises[group.number, share], saved, macs, 4 * parameters)
+        if levels:
             makers = tuple(map(label, group.makers))
             readers = tuple(name for name in touched[group.number] if name not in makers)
-            found.append(GroupLevels(group.name, makers, readers, levels[group.number]))
+            found.append(GroupLevels(group.name, makers, readers, levels))
     return tuple(found)
 
 
@@ -211,16 +228,6 @@ def _seconds_without(groups: Sequence[Group], share: float, bench: Bench) -> dic
         return {}
 
 
-def _split(
-    names: Sequence[str], ops: Mapping[str, str], evaluations: Evaluations
-) -> dict[str, dict[float, tuple[float, float, float]]]:
-    """By layer and share of the rank: noise, seconds saved, and the share of the arithmetic that is saved."""
-    able = [name for name in names if ops[name] in SplitConv.ops | SplitMatmul.ops]
-    jobs = [Job(splitting, (name,), dict[float, tuple[float, float, float]], "what factors are worth") for name in able]
-    results = zip(able, evaluations.run(jobs), strict=True)
-    return {name: found for name, found in results if not isinstance(found, Failure)}
-
-
 def splitting(shared: bytes, name: str) -> dict[float, tuple[float, float, float]]:
     """A job: what one layer as two factors is worth, by the share of its rank."""
     bench = unpack(shared)
@@ -235,22 +242,22 @@ def splitting(shared: bytes, name: str) -> dict[float, tuple[float, float, float
 
 
 def _stored(
-    names: Sequence[str], timed: Mapping[str, float], bench: Bench, evaluations: Evaluations
-) -> dict[str, dict[Precision, Effect]]:
+    found: Mapping[tuple[Any, ...], tuple[float, float]], timed: Mapping[str, float], bench: Bench,
+    evaluations: Evaluations,
+) -> dict[str, dict[Precision, Effect]]:  # fmt: skip
     """By layer, what it is worth to store its weights in few bits."""
-    wanted = [(name, bits) for name in names for bits in WEIGHTS.values()]
-    jobs = [Job(storing, each, tuple[float, float], "what few bits are worth") for each in wanted]
-    results = dict(zip(wanted, evaluations.run(jobs), strict=True))
-    found: dict[str, dict[Precision, Effect]] = {}
+    levels: dict[str, dict[Precision, Effect]] = {}
     for precision, bits in WEIGHTS.items():
+        rows = {name: row for (name, b), row in found.items() if b == bits and row[1] > 0}
+        if not rows:
+            continue
         what = f"times with weights of {bits} bits"
         faster = evaluations.remembered(what, dict[str, float], partial(_seconds_stored, bits, bench))
-        for name in names:
-            result = results[name, bits]
-            if not isinstance(result, Failure) and result[1] > 0 and faster:
-                saved = timed.get(name, 0.0) - faster.get(name, 0.0)
-                found.setdefault(name, {})[precision] = Effect(result[0], saved, 0.0, result[1])
-    return found
+        for name, (noise, saved) in rows.items():
+            if faster:
+                seconds = timed.get(name, 0.0) - faster.get(name, 0.0)
+                levels.setdefault(name, {})[precision] = Effect(noise, seconds, 0.0, saved)
+    return levels
 
 
 def stored_weights(bits: int, names: Sequence[str]) -> QuantizeWeights:
@@ -275,12 +282,6 @@ def _seconds_stored(bits: int, bench: Bench) -> dict[str, float]:
         return node_seconds(context.editor.model, bench.feeds)
     except EngineError:
         return {}
-
-
-def _integers(evaluations: Evaluations) -> dict[str, tuple[float, float]]:
-    """By layer: seconds that integers save, and their noise."""
-    (rows,) = evaluations.run([Job(quantizing, (), dict[str, tuple[float, float]], "what integers are worth")])
-    return {} if isinstance(rows, Failure) else rows
 
 
 def quantizing(shared: bytes) -> dict[str, tuple[float, float]]:
