@@ -1,0 +1,125 @@
+"""Whether a way to make a model smaller or faster is worth it, in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onnxopt.passes.quantize._targets import Device
+from onnxopt.search.tryout import Trial, estimated
+from onnxopt.search.ways import Goal, Way
+
+Verdict = Literal["use it", "try it", "not worth it", "refused", "not tried"]
+VERDICTS: tuple[Verdict, ...] = ("use it", "try it", "not worth it", "refused", "not tried")
+"""The best first."""
+
+_GAIN = 0.97
+"""What is left more of, in units of what cleanup alone leaves, is no gain."""
+_COSTS = 1.05
+"""What takes longer than this is said to."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one way brings and costs."""
+
+    method: str
+    about: str
+    verdict: Verdict
+    reason: str
+    """Why, if the verdict needs a reason."""
+    basis: Literal["measured", "estimated", ""]
+    """Where the latency is from: measured here; or estimated, from arithmetic for a device that is not here, or with
+    made-up samples. Empty where there is none."""
+    latency: float | None
+    """In units of the original's, each ``None`` if it is not known;"""
+    size: float | None
+    macs: float | None
+    drop: float | None
+    """What is lost of the score on samples that nothing was fitted to;"""
+    drop_at_least: float | None
+    """at least this,"""
+    drop_at_most: float | None
+    """and at most this, at 95 % each."""
+    command: str
+    """What does it; empty where nothing does."""
+
+    @property
+    def told(self) -> str:
+        """The verdict with its reason."""
+        return f"{self.verdict}: {self.reason}" if self.reason else self.verdict
+
+    def cost(self, goal: Goal) -> float | None:
+        """What is left of what there should be least of."""
+        return self.latency if goal == "latency" else self.size
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Says what is worth it on a device."""
+
+    device: Device
+    measured: bool
+    """Whether times are measured."""
+    sampled: bool
+    """Whether there are samples."""
+    metric: str | None
+    """``None`` where nothing tells what is lost."""
+    goal: Goal
+    max_drop: float
+    cleaned: Trial
+    """What cleanup alone brings, which the others must be better than."""
+
+    def finding(self, way: Way, trial: Trial | None, command: str) -> Finding:
+        """Of a way that was tried, or not, where it says why not."""
+        if trial is None or trial.problem:
+            reason = way.why_not if trial is None else trial.problem
+            verdict: Verdict = "not worth it" if trial is None else "not tried" if trial.late else "refused"
+            command = command if verdict == "not tried" else ""
+            return Finding(
+                way.name, way.about, verdict, reason, "", None, None, None, None, None, None, command
+            )  # fmt: skip
+        verdict, reason = self._verdict(way, trial)
+        latency, loss = self._latency(trial), trial.loss
+        made_up = way.fitted and not self.sampled
+        return Finding(
+            way.name, way.about, verdict, reason,
+            "" if latency is None else "measured" if self.measured and not made_up else "estimated",
+            latency, trial.size, trial.macs, loss and loss.drop, loss and loss.low, loss and loss.high, command,
+        )  # fmt: skip
+
+    def _latency(self, trial: Trial) -> float | None:
+        return trial.latency if self.measured else estimated(trial, self.device)
+
+    def _verdict(self, way: Way, trial: Trial) -> tuple[Verdict, str]:
+        latency, cleaned = self._latency(trial), self._latency(self.cleaned)
+        faster = latency is not None and latency <= _GAIN * (1.0 if way.exact else cleaned or 1.0)
+        smaller = trial.size <= _GAIN * (1.0 if way.exact else self.cleaned.size)
+        if self.goal == "latency" and latency is None:
+            return "try it", "how fast it is on the device has to be measured there"
+        if not (faster if self.goal == "latency" else smaller):
+            return "not worth it", self._no_gain(trial, latency, smaller, faster)
+        but = f"but it takes ×{latency:.2f} of the time" if latency is not None and latency > _COSTS else ""
+        if way.exact:
+            return "use it", but
+        if trial.loss is None:
+            if self.sampled:
+                return "try it", "no metric tells what it costs: judge its outputs yourself"
+            return "try it", "what it costs is not known without samples: give --data"
+        lost = f"{max(trial.loss.drop, 0.0):.2%} of {self.metric}"
+        if trial.loss.drop > self.max_drop:
+            milder = "; onnxopt auto looks for a milder form" if way.method and self.measured else ""
+            return "not worth it", f"it loses {lost}{milder}"
+        if trial.loss.high > self.max_drop:
+            sure = f"it loses {lost}, at most {trial.loss.high:.2%}: {trial.loss.samples} samples are too few to be sure"
+            return "try it", f"{sure}; {but}" if but else sure
+        return "use it", but
+
+    def _no_gain(self, trial: Trial, latency: float | None, smaller: bool, faster: bool) -> str:
+        if trial.compressed is not None:
+            size = f"the file only compresses to ×{trial.compressed:.2f} of what it compresses to now"
+            return f"zeros make nothing faster or smaller there: {size}"
+        if self.goal == "size":
+            return "the file is not smaller" + (", only faster" if faster else "")
+        slower = latency is not None and latency > _COSTS
+        return ("it is slower" if slower else "it is not faster") + (", only the file is smaller" if smaller else "")
