@@ -18,7 +18,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxopt.data import Dataset, load_data, random_data
-from onnxopt.errors import MetricError, OptionError
+from onnxopt.errors import DataError, MetricError, OptionError
 from onnxopt.passes.quantize._targets import detect, target
 from onnxopt.runtime import Session, Snapshot
 from onnxopt.search.auto import KEPT
@@ -26,7 +26,7 @@ from onnxopt.search.bench import Bench
 from onnxopt.search.jobs import Evaluations, InProcess
 from onnxopt.search.metric import Metric, Yardstick, metric_for, samples_needed
 from onnxopt.search.tryout import Tries
-from onnxopt.search.verdicts import VERDICTS, Finding, Judge
+from onnxopt.search.verdicts import GAIN, VERDICTS, Finding, Judge
 from onnxopt.search.ways import Goal, Way, ways
 
 MAX_DROP = 0.01
@@ -123,9 +123,10 @@ def advise(
     if given.random:
         notes.append("no samples were given: losses are not known, and what takes samples was tried with made-up ones")
     if not measured:
-        where = "estimated from arithmetic" if profile.device.times is not None else "not known"
+        where = "what peak rates of arithmetic make expect at best" if profile.device.times is not None else "not known"
         notes.append(f"{name} is not this machine ({here}): latencies there are {where}; sizes and losses are measured")
-    recommended, why = _recommended(found, possible, commands, measured, wanted, scored, len(given))
+    samples = None if given.random else len(given)
+    recommended, why = _recommended(found, possible, commands, measured, wanted, scored, samples)
     return Advice(
         path, name, profile.description, measured, wanted, max_drop or MAX_DROP, judge.metric,
         len(compared) if yardstick is not None else 0, tuple(notes), tuple(found), recommended, why,
@@ -154,13 +155,13 @@ def _yardstick(
     name: str, original: Snapshot, data: Dataset, notes: list[str]
 ) -> tuple[Yardstick | None, Metric | None]:
     """What losses are measured by; nothing, and a note, if no score fits and none was asked for."""
-    metric = metric_for(name, original, data)
     try:
+        metric = metric_for(name, original, data)
         return Yardstick(metric, original, data), metric
-    except MetricError as error:
+    except (DataError, MetricError):
         if name != "auto":
             raise
-        notes.append(f"losses are not known: no metric fits the outputs ({error}); give --metric module:function")
+        notes.append("losses are not known, for no metric fits the outputs: give --metric module:function")
         return None, None
 
 
@@ -196,18 +197,21 @@ class _Commands:
 
 def _recommended(
     found: Sequence[Finding], possible: Sequence[Way], commands: _Commands, measured: bool, goal: Goal,
-    metric: Metric | None, samples: int,
+    metric: Metric | None, samples: int | None,
 ) -> tuple[str, str]:  # fmt: skip
     """The command to run, and why. A search, where the best that was found is one of those that it knows, or it may
     find a milder form: it is never behind any of them."""
     known = {way.name: way.method for way in possible}
-    worth = [each for each in found if each.verdict in ("use it", "try it")]
-    gains = [each for each in found if each.drop is not None and known[each.method] and _gains(each, found, goal)]
-    best = worth[0] if worth else None
-    if measured and metric is not None and gains and (best is None or known[best.method] or best.method == "cleanup"):
-        methods = list(dict.fromkeys(str(known[each.method]) for each in gains))
-        needed = math.ceil(samples_needed(metric, commands.max_drop or MAX_DROP) / KEPT)
-        if samples >= max(needed, 4):
+    best = next((each for each in found if each.verdict in ("use it", "try it")), None)
+    clean = next((f.cost(goal) for f in found if f.method == "cleanup"), None) or 1.0
+    gaining = [each.method for each in found if _or_most(each.cost(goal)) < GAIN * clean]
+    methods = list(dict.fromkeys(method for name in gaining if (method := known[name])))
+    searched = measured and methods and (best is None or known[best.method] or best.method == "cleanup")
+    if searched and samples is None:
+        return commands.auto(methods), "with samples, it finds out how much of what brings something can be afforded"
+    if searched and metric is not None:
+        needed = max(math.ceil(samples_needed(metric, commands.max_drop or MAX_DROP) / KEPT), 4)
+        if samples is not None and samples >= needed:
             return commands.auto(methods), "it combines what pays, layer by layer, and proves that the budget holds"
         if best is not None:
             return best.command, f"{best.method} is the best; with {needed} samples onnxopt auto could combine methods"
@@ -216,13 +220,5 @@ def _recommended(
     return "", "nothing that was tried is worth it: leave the model as it is"
 
 
-def _gains(finding: Finding, found: Sequence[Finding], goal: Goal) -> bool:
-    """Whether a way brings anything beside cleanup, whatever it costs."""
-    clean = next((f.cost(goal) for f in found if f.method == "cleanup"), None) or 1.0
-    return _or_most(finding.cost(goal)) < 0.97 * clean
-
-
 def _or_most(value: float | None) -> float:
     return math.inf if value is None else value
-
-

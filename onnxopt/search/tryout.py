@@ -11,12 +11,13 @@ import onnx_ir as ir
 
 from onnxopt.errors import OnnxoptError
 from onnxopt.graph import constant_tensor
-from onnxopt.macs import count_macs
+from onnxopt.macs import Macs, count_macs, dynamic_dims
 from onnxopt.model import to_proto
 from onnxopt.passes.quantize._targets import Device, Form
 from onnxopt.pipeline import PassManager
+from onnxopt.probes import interface_inputs
 from onnxopt.run_report import RunReport
-from onnxopt.runtime import Session, Snapshot, latency_ratio
+from onnxopt.runtime import Feeds, Session, Snapshot, latency_ratio
 from onnxopt.search.bench import Bench, file_size
 from onnxopt.search.jobs import Evaluations
 from onnxopt.search.metric import Loss, Yardstick
@@ -76,7 +77,8 @@ class Tries:
 
     def __post_init__(self) -> None:
         self._size = file_size(self.bench.model)
-        self._macs = count_macs(self.bench.model).total
+        self._dims = _sizes(self.bench.model, self.bench.feeds)
+        self._macs = self._counted(self.bench.model).total
 
     def run(self, way: Way) -> Trial:
         """Try one, or recall what came of it before; a pass that fails is a problem that the trial tells."""
@@ -101,16 +103,20 @@ class Tries:
         self._go_on(f"{way.name}: what it brings")
         snapshot = Snapshot.of(model)
         first, second = (Session(each, optimize=True, threads=1) for each in (self.bench.original, snapshot))
-        counted = count_macs(model)
+        counted = self._counted(model)
         forms = form_macs(model, counted.by_output, self.device.sparsity)
         return Trial(
             latency=latency_ratio(first, second, self.bench.feeds, seconds=_SECONDS).median if self.measured else None,
             size=file_size(model) / self._size,
-            macs=counted.total / self._macs if self._macs else None,
+            macs=counted.total / self._macs if self._macs and not counted.unknown else None,
             forms={form: macs / self._macs for form, macs in forms.items()} if self._macs else {},
             compressed=self._compressed(model) if "prune-weights" in way.own else None,
             loss=None if self.yardstick is None else self.yardstick.loss(snapshot),
         )
+
+    def _counted(self, model: ir.Model) -> Macs:
+        """The arithmetic of one run, as times are of it."""
+        return count_macs(model, {name: self._dims[name] for name in dynamic_dims(model) if name in self._dims})
 
     def _compressed(self, model: ir.Model) -> float | None:
         if self._size > _MOST_BYTES:
@@ -125,6 +131,18 @@ class Tries:
         self.evaluations.on_progress(stage)
 
 
+def _sizes(model: ir.Model, feeds: Feeds) -> dict[str, int]:
+    """The size of each dim of the inputs, under all names that ``dynamic_dims`` may have for it."""
+    found: dict[str, int] = {}
+    for value in interface_inputs(model):
+        name = value.name or ""
+        shape = feeds[name].shape if name in feeds else ()
+        for axis, (dim, size) in enumerate(zip(value.shape or (), shape, strict=False)):
+            names = [f"{name}[{axis}]", *([dim.value] if isinstance(dim, ir.SymbolicDim) and dim.value else [])]
+            found |= dict.fromkeys(names, int(size))
+    return found
+
+
 def _problem(way: Way, report: RunReport) -> str:
     """Why nothing was changed, if nothing was."""
     own = [each for each in report.passes if each.name in way.own]
@@ -137,14 +155,14 @@ def _problem(way: Way, report: RunReport) -> str:
     order = sorted(refused, key=lambda text: ("model" not in refused[text], -len(refused[text])))[:_REASONS]
     if order and "model" in refused[order[0]]:
         order = order[:1]
-    reasons = [f"{text}{_places(refused[text])}" for text in order] + list(report.problems[:1])
+    reasons = [f"{_places(refused[text])}{text}" for text in order] + list(report.problems[:1])
     return ": ".join([way.nothing, "; ".join(reasons)]) if reasons else way.nothing
 
 
 def _places(nodes: Sequence[str]) -> str:
     if nodes == ["model"]:
         return ""
-    return f" ({nodes[0]} and {len(nodes) - 1} more)" if len(nodes) > 1 else f" ({nodes[0]})"
+    return f"{nodes[0]} and {len(nodes) - 1} more: " if len(nodes) > 1 else f"{nodes[0]}: "
 
 
 def form_macs(model: ir.Model, macs: dict[str, int], sparsity: str) -> dict[Form, int]:
@@ -181,8 +199,8 @@ def _form(node: ir.Node, skipped: set[str]) -> Form | None:
 
 
 def estimated(trial: Trial, device: Device) -> float | None:
-    """The latency that arithmetic makes expect, in units of the original's: each multiply–accumulate at the peak rate of
-    the form that it is computed in, and nothing else of any weight. ``None`` if rates or arithmetic are not known."""
+    """The latency that arithmetic makes expect, in units of the original's: each multiply–accumulate at the peak rate
+    of the form that it is computed in, and nothing else. ``None`` if rates or arithmetic are not known."""
     if device.times is None or trial.macs is None:
         return None
     return trial.macs + sum((device.times.get(form, 1.0) - 1) * macs for form, macs in trial.forms.items())

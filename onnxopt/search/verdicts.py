@@ -13,7 +13,7 @@ Verdict = Literal["use it", "try it", "not worth it", "refused", "not tried"]
 VERDICTS: tuple[Verdict, ...] = ("use it", "try it", "not worth it", "refused", "not tried")
 """The best first."""
 
-_GAIN = 0.97
+GAIN = 0.97
 """What is left more of, in units of what cleanup alone leaves, is no gain."""
 _COSTS = 1.05
 """What takes longer than this is said to."""
@@ -85,7 +85,8 @@ class Judge:
         return Finding(
             way.name, way.about, verdict, reason,
             "" if latency is None else "measured" if self.measured and not made_up else "estimated",
-            latency, trial.size, trial.macs, loss and loss.drop, loss and loss.low, loss and loss.high, command,
+            latency, trial.size, trial.macs, None if loss is None else loss.drop, None if loss is None else loss.low,
+            None if loss is None else loss.high, command,
         )  # fmt: skip
 
     def _latency(self, trial: Trial) -> float | None:
@@ -93,12 +94,13 @@ class Judge:
 
     def _verdict(self, way: Way, trial: Trial) -> tuple[Verdict, str]:
         latency, cleaned = self._latency(trial), self._latency(self.cleaned)
-        faster = latency is not None and latency <= _GAIN * (1.0 if way.exact else cleaned or 1.0)
-        smaller = trial.size <= _GAIN * (1.0 if way.exact else self.cleaned.size)
+        faster = latency is not None and latency <= GAIN * (1.0 if way.exact else cleaned or 1.0)
+        smaller = trial.size <= GAIN * (1.0 if way.exact else self.cleaned.size)
         if self.goal == "latency" and latency is None:
             return "try it", "how fast it is on the device has to be measured there"
         if not (faster if self.goal == "latency" else smaller):
-            return "not worth it", self._no_gain(trial, latency, smaller, faster)
+            harmless = ", though it harms nothing" if way.exact else ""
+            return "not worth it", self._no_gain(trial, latency, smaller, faster) + harmless
         but = f"but it takes ×{latency:.2f} of the time" if latency is not None and latency > _COSTS else ""
         if way.exact:
             return "use it", but
@@ -111,7 +113,8 @@ class Judge:
             milder = "; onnxopt auto looks for a milder form" if way.method and self.measured else ""
             return "not worth it", f"it loses {lost}{milder}"
         if trial.loss.high > self.max_drop:
-            sure = f"it loses {lost}, at most {trial.loss.high:.2%}: {trial.loss.samples} samples are too few to be sure"
+            most = f"at most {trial.loss.high:.2%}"
+            sure = f"it loses {lost}, {most}: {trial.loss.samples} samples are too few to be sure"
             return "try it", f"{sure}; {but}" if but else sure
         return "use it", but
 

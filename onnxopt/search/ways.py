@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from onnxopt import recipes
 from onnxopt.pass_base import Pass
@@ -124,9 +124,7 @@ def _zeros(device: Device) -> Way:
 
 def within(passes: Sequence[Pass], max_drop: float | None) -> list[Pass]:
     """The passes, with this budget where they keep one."""
-    from dataclasses import replace
-
     if max_drop is None:
         return list(passes)
-    budget: dict[str, float] = {"max_drop": max_drop}
+    budget: dict[str, Any] = {"max_drop": max_drop}
     return [replace(each, **budget) if hasattr(each, "max_drop") else each for each in passes]
