@@ -29,7 +29,8 @@ def write_report(
     result: Any, path: str | os.PathLike[str], *, force: bool = False, origin: Origin | None = None
 ) -> tuple[Path, Path]:
     """Write what ``optimize``, ``auto``, ``advise``, ``compare`` or ``sensitivity`` returned as one page of HTML,
-    ``path``, which needs nothing else, and beside it as JSON with the same content; returns both paths. ``force``: replace them.
+    ``path``, which needs nothing else, and beside it as JSON with the same content; returns both paths. ``force``:
+    replace them.
 
     Of a result of ``optimize``, latency and score are measured here.
 

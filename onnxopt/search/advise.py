@@ -115,7 +115,7 @@ def advise(
         profile.device, measured, not given.random, scored.name if scored is not None else None, wanted,
         max_drop or MAX_DROP, tried["cleanup"],
     )  # fmt: skip
-    commands = _Commands(path, source if given.random or data is not None else "", wanted, max_drop)
+    commands = _Commands(path, source, wanted, max_drop)
     found = [
         judge.finding(way, tried.get(way.name), commands.optimize(way, sampled=not given.random)) for way in possible
     ]
@@ -217,6 +217,8 @@ def _recommended(
             return best.command, f"{best.method} is the best; with {needed} samples onnxopt auto could combine methods"
     if best is not None:
         return best.command, f"{best.method} is the best of what was tried"
+    if any(each.verdict == "not tried" for each in found):
+        return "", "there was no time to try everything, and nothing that was tried is worth it: give more time"
     return "", "nothing that was tried is worth it: leave the model as it is"
 
 

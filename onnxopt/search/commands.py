@@ -105,7 +105,7 @@ def advise(
     samples = load_source(stage, data, loaded)
     found = search(
         loaded, data=samples, device=device, goal=goal, max_drop=max_drop, metric=metric, time_budget=time_budget,
-        path=model, source="SOURCE" if data is None else data, on_progress=stage,
+        path=model, source="SOURCE" if data in (None, "random") else str(data), on_progress=stage,
     )  # fmt: skip
     if report is not None:
         from onnxopt.report.command import report_result

@@ -30,7 +30,7 @@ _FORMAT = 1
 _MOST_BYTES = 64 << 20
 """Larger models are not compressed to see how small they get."""
 _REASONS = 2
-"""So many reasons are told of why nothing was changed."""
+"""So many reasons are told of why nothing was changed: those that most nodes have."""
 
 
 @dataclass(frozen=True)
@@ -151,17 +151,15 @@ def _problem(way: Way, report: RunReport) -> str:
     refused: dict[str, list[str]] = {}
     for note in (note for each in own for note in each.refusals):
         refused.setdefault(note.text, []).append(note.node)
-    # What is said of the whole model says more than what is said of any node, then what is said of most.
-    order = sorted(refused, key=lambda text: ("model" not in refused[text], -len(refused[text])))[:_REASONS]
-    if order and "model" in refused[order[0]]:
-        order = order[:1]
-    reasons = [f"{_places(refused[text])}{text}" for text in order] + list(report.problems[:1])
+    for text, nodes in refused.items():
+        if "model" in nodes:
+            return text
+    most = sorted(refused, key=lambda text: -len(refused[text]))[:_REASONS]
+    reasons = [f"{_places(refused[text])}{text}" for text in most] + list(report.problems[:1])
     return ": ".join([way.nothing, "; ".join(reasons)]) if reasons else way.nothing
 
 
 def _places(nodes: Sequence[str]) -> str:
-    if nodes == ["model"]:
-        return ""
     return f"{nodes[0]} and {len(nodes) - 1} more: " if len(nodes) > 1 else f"{nodes[0]}: "
 
 

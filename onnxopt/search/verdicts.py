@@ -96,27 +96,32 @@ class Judge:
         latency, cleaned = self._latency(trial), self._latency(self.cleaned)
         faster = latency is not None and latency <= GAIN * (1.0 if way.exact else cleaned or 1.0)
         smaller = trial.size <= GAIN * (1.0 if way.exact else self.cleaned.size)
-        if self.goal == "latency" and latency is None:
-            return "try it", "how fast it is on the device has to be measured there"
-        if not (faster if self.goal == "latency" else smaller):
+        unknown = self.goal == "latency" and latency is None
+        if not unknown and not (faster if self.goal == "latency" else smaller):
             harmless = ", though it harms nothing" if way.exact else ""
             return "not worth it", self._no_gain(trial, latency, smaller, faster) + harmless
-        but = f"but it takes ×{latency:.2f} of the time" if latency is not None and latency > _COSTS else ""
-        if way.exact:
-            return "use it", but
+        verdict, reasons = ("use it", []) if way.exact else self._afforded(way, trial)
+        if verdict == "not worth it":
+            return verdict, "; ".join(reasons)
+        if unknown:
+            verdict, reasons = "try it", [*reasons, "how fast it is on the device has to be measured there"]
+        elif latency is not None and latency > _COSTS:
+            reasons = [*reasons, f"but it takes ×{latency:.2f} of the time"]
+        return verdict, "; ".join(reasons)
+
+    def _afforded(self, way: Way, trial: Trial) -> tuple[Verdict, list[str]]:
+        """Whether what is lost can be."""
         if trial.loss is None:
-            if self.sampled:
-                return "try it", "no metric tells what it costs: judge its outputs yourself"
-            return "try it", "what it costs is not known without samples: give --data"
-        lost = f"{max(trial.loss.drop, 0.0):.2%} of {self.metric}"
+            without = "no metric tells what it costs: judge its outputs yourself"
+            return "try it", [without if self.sampled else "what it costs is not known without samples: give --data"]
+        lost = f"it loses {max(trial.loss.drop, 0.0):.2%} of {self.metric}"
         if trial.loss.drop > self.max_drop:
-            milder = "; onnxopt auto looks for a milder form" if way.method and self.measured else ""
-            return "not worth it", f"it loses {lost}{milder}"
+            milder = "onnxopt auto looks for a milder form"
+            return "not worth it", [lost, milder] if way.method and self.measured else [lost]
         if trial.loss.high > self.max_drop:
             most = f"at most {trial.loss.high:.2%}"
-            sure = f"it loses {lost}, {most}: {trial.loss.samples} samples are too few to be sure"
-            return "try it", f"{sure}; {but}" if but else sure
-        return "use it", but
+            return "try it", [f"{lost}, {most}: {trial.loss.samples} samples are too few to be sure"]
+        return "use it", []
 
     def _no_gain(self, trial: Trial, latency: float | None, smaller: bool, faster: bool) -> str:
         if trial.compressed is not None:

@@ -76,12 +76,12 @@ def ways(name: str, goal: Goal, measured: bool) -> list[Way]:
         *(_weights(device, goal, bits) for bits in (8, 4)),
         Way("fp16", "computed and stored in float16", half, ("convert-fp16",), "nothing can be computed in float16"),
         *(_pruned(device, share, measured) for share in (30, 50)),
+        _zeros(device),
         Way(
             "low-rank", "layers as thinner ones, one behind the other", factors, ("split-conv", "split-matmul"),
             "no layer is split", fitted=True, method="split",
             why_not="" if device.low_rank or goal == "size" else "thinner layers are not faster on the device",
         ),
-        _zeros(device),
     ]  # fmt: skip
 
 
