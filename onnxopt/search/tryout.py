@@ -93,8 +93,9 @@ class Tries:
     def _run(self, way: Way) -> Trial:
         self._go_on(way.name)
         data = self.bench.data if way.fitted or self.sampled else None
+        made_up = way.fitted and not self.sampled  # by which nothing can be judged
         manager = PassManager(
-            within(way.passes(), self.max_drop), verify="off", data=data,
+            within(way.passes(), 1.0 if made_up else self.max_drop), verify="off", data=data,
             on_stage=lambda stage: self._go_on(f"{way.name}: {stage}"),
         )  # fmt: skip
         model, report = manager.run(self.bench.model)
@@ -156,6 +157,8 @@ def _problem(way: Way, report: RunReport) -> str:
             return text
     most = sorted(refused, key=lambda text: -len(refused[text]))[:_REASONS]
     reasons = [f"{_places(refused[text])}{text}" for text in most] + list(report.problems[:1])
+    if own and not reasons:
+        reasons = ["the model has no operator that it is for"]
     return ": ".join([way.nothing, "; ".join(reasons)]) if reasons else way.nothing
 
 
