@@ -20,6 +20,7 @@ from onnxopt._version import VERSION
 
 if TYPE_CHECKING:
     from onnxopt.api import Result as Result
+    from onnxopt.api import advise as advise
     from onnxopt.api import optimize as optimize
     from onnxopt.errors import OnnxoptError as OnnxoptError
     from onnxopt.interop import GraphSurgeonPass as GraphSurgeonPass
@@ -43,6 +44,7 @@ _HOMES = {
     "Pass": "pass_base",
     "PassManager": "pipeline",
     "Result": "api",
+    "advise": "api",
     "from_graphsurgeon": "interop",
     "load": "model",
     "optimize": "api",

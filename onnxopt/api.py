@@ -1,4 +1,4 @@
-"""``optimize``: the whole of onnxopt in one call."""
+"""``optimize`` and ``advise``: the whole of onnxopt in two calls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import onnx
 import onnx_ir as ir
@@ -23,6 +23,8 @@ from onnxopt.runtime import Feeds
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+
+    from onnxopt.search.advise import Advice
 
 M = TypeVar("M")
 
@@ -79,23 +81,63 @@ def optimize(
         chosen, verify=verify, strict=strict, probes=probes, data=data, evaluation=evaluation, on_report=on_report,
         data_share=recipes.data_share(recipe) if recipe is not None else 1.0,
     )  # fmt: skip
-    if isinstance(model, str | os.PathLike):
-        original: Callable[[], ir.Model] = partial(load, Path(model))
-        result, report = manager.run(original(), reload=original)
-        return Result(result, report, result, original)
-    if isinstance(model, onnx.ModelProto):
-        original = partial(from_proto, model)
-        result, report = manager.run(original(), reload=original)
-        return Result(to_proto(result), report, result, original)
+    original = _reader(model)
     if isinstance(model, ir.Model):
         result, report = manager.run(model)
-        return Result(result, report, result, lambda: model)
-    from onnxopt.interop import from_graphsurgeon, is_graphsurgeon, to_graphsurgeon
+        return Result(result, report, result, original)
+    result, report = manager.run(original(), reload=original)
+    if isinstance(model, str | os.PathLike):
+        return Result(result, report, result, original)
+    if isinstance(model, onnx.ModelProto):
+        return Result(to_proto(result), report, result, original)
+    from onnxopt.interop import to_graphsurgeon
+
+    return Result(to_graphsurgeon(result), report, result, original)
+
+
+def advise(
+    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
+    *,
+    data: Any = None,
+    device: str = "auto",
+    target: Literal["latency", "size"] | None = None,
+    max_drop: float | None = None,
+    metric: str = "auto",
+    time_budget: float = 180.0,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> Advice:
+    """Say what each method would bring to a model on a device, and cost; the model stays as it is.
+
+    ``data``: samples to fit to and to judge by; without them losses are not known. ``device``: the name of a target
+    profile; ``auto``: ONNX Runtime on this machine. ``target``: what there is to be least of; ``None``: what the device
+    wants. ``max_drop``: what may be lost of the score by ``metric``; ``None``: 1 %, and passes keep budgets of their
+    own. ``time_budget``: seconds, after which nothing else is tried.
+
+    Raises ``ModelError`` for a model that cannot be read, ``OptionError`` for a wrong option, ``DataError`` for data
+    that do not fit, ``MetricError`` for a metric that fails, ``EngineError`` for a model that does not run.
+    """
+    from onnxopt.search.advise import advise as search
+
+    path = os.fspath(model) if isinstance(model, str | os.PathLike) else "MODEL"
+    source = os.fspath(data) if isinstance(data, str | os.PathLike) else "SOURCE"
+    return search(
+        _reader(model)(), data=data, device=device, goal=target, max_drop=max_drop, metric=metric,
+        time_budget=time_budget, path=path, source=source, on_progress=on_progress,
+    )  # fmt: skip
+
+
+def _reader(model: Any) -> Callable[[], ir.Model]:
+    """What gives the model that was given. Raises ``OptionError`` for what is none."""
+    if isinstance(model, str | os.PathLike):
+        return partial(load, Path(model))
+    if isinstance(model, onnx.ModelProto):
+        return partial(from_proto, model)
+    if isinstance(model, ir.Model):
+        return lambda: model
+    from onnxopt.interop import from_graphsurgeon, is_graphsurgeon
 
     if is_graphsurgeon(model):
-        original = partial(from_graphsurgeon, model)
-        result, report = manager.run(original(), reload=original)
-        return Result(to_graphsurgeon(result), report, result, original)
+        return partial(from_graphsurgeon, model)
     raise OptionError(
         f"a model is a path, an onnx.ModelProto, an onnx_ir.Model or a gs.Graph, got {type(model).__name__}"
     )

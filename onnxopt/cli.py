@@ -340,6 +340,46 @@ def auto(**options: Any) -> int:
 
 
 @cli.command(epilog=_EXIT_CODES)
+@click.argument("model")
+@click.option(
+    "--data", metavar="SOURCE",
+    help="Samples to fit to and to judge by, with labels if there are any; without them losses are not known.",
+)  # fmt: skip
+@click.option(
+    "--target-device", "device", default="auto", show_default=True, metavar="NAME",
+    help="Where the model is to run: ort-cpu-vnni, ort-cpu-avx2, ort-cpu-arm, mobile, tensorrt, openvino, generic; "
+    "auto: ONNX Runtime on this machine.",
+)  # fmt: skip
+@click.option(
+    "--target", "goal", type=click.Choice(["latency", "size"]),
+    help="What is to be as small as it can; default: what the device wants.",
+)  # fmt: skip
+@click.option(
+    "--max-drop", metavar="SHARE", callback=_share,
+    help="The budget: the largest loss of the score; default: 1%, and recipes keep their own budgets.",
+)  # fmt: skip
+@click.option(
+    "--metric", default="auto", show_default=True, metavar="NAME",
+    help="The score: accuracy, f1, rmse, agreement, noise, or module:function.",
+)  # fmt: skip
+@click.option(
+    "--time-budget", metavar="TIME", callback=_seconds, default="3m", show_default=True,
+    help="After this nothing else is tried.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the report if it exists.")
+@_report
+@_json
+@_limited
+def advise(**options: Any) -> int:
+    """Say what each method would bring to MODEL on a device, and cost.
+
+    Everything is tried on copies; MODEL stays as it is.
+    """
+    options["timeout"] = max(options["timeout"], 4 * options["time_budget"])
+    return _supervised("advise", options)
+
+
+@cli.command(epilog=_EXIT_CODES)
 @click.argument("model", metavar="PARETO")
 @click.option("-o", "--output", metavar="OUT", help="Where to write the model; without it the set is listed.")
 @click.option("--max-drop", metavar="SHARE", callback=_share, help="The largest loss of the score.")

@@ -359,6 +359,12 @@ def _auto(stage: Stage, **options: Any) -> int:
     return auto(stage, **options)
 
 
+def _advise(stage: Stage, **options: Any) -> int:
+    from onnxopt.search.commands import advise
+
+    return advise(stage, **options)
+
+
 def _pick(stage: Stage, **options: Any) -> int:
     from onnxopt.search.commands import pick
 
@@ -367,7 +373,7 @@ def _pick(stage: Stage, **options: Any) -> int:
 
 _COMMANDS: dict[str, Callable[..., int]] = {
     "optimize": _optimize, "distill": _distill, "inspect": _inspect, "compare": _compare, "sensitivity": _sensitivity,
-    "passes": _passes, "auto": _auto, "pick": _pick,
+    "passes": _passes, "auto": _auto, "advise": _advise, "pick": _pick,
 }  # fmt: skip
 
 

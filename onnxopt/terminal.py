@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onnxopt.inspection import Comparison, Costs, Inspection
     from onnxopt.recipes.catalogue import Entry, RecipeEntry
     from onnxopt.run_report import RunReport
+    from onnxopt.search.advise import Advice
     from onnxopt.search.auto import AutoResult
     from onnxopt.search.pareto import ParetoSet
     from onnxopt.search.sensitivity import LowRankSensitivity, PruningSensitivity, Sensitivity
@@ -273,6 +274,42 @@ def show_found(result: AutoResult, pareto: ParetoSet, *files: Path) -> None:
     screen.line(f"The budget ({budget}) {holds}.", "green" if result.holds else "yellow")
     made = f"{_count(result.evaluations, 'evaluation')}, {result.reused} known from before"
     screen.line(f"Wrote {', '.join(map(str, files))} in {result.seconds:.0f} s ({made})")
+
+
+def show_advice(found: Advice) -> None:
+    """What each method would bring and cost, the best first."""
+    screen = _screen()
+
+    def times(factor: float | None) -> str:
+        return "" if factor is None else f"×{factor:.2f}"
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{max(value, 0.0):.2%}"
+
+    screen.line(f"{found.model} on {found.device} ({found.description}): least {found.target} first", "bold")
+    screen.table(
+        ("", "method", "", "latency", "size", "MACs", f"{found.metric} lost" if found.metric else "lost", "at most"),
+        (
+            (
+                str(at), f.method, f.basis, times(f.latency), times(f.size), times(f.macs), share(f.drop),
+                share(f.drop_at_most),
+            )
+            for at, f in enumerate(found.findings, 1)
+        ),
+        text_columns=3,
+    )  # fmt: skip
+    screen.line()
+    for at, each in enumerate(found.findings, 1):
+        style = {"use it": "green", "try it": "yellow"}.get(each.verdict, "dim")
+        screen.line(f"{at} {each.method}: {each.told}", style)
+        if each.command and style != "dim":
+            screen.line(each.command, indent=4)
+    screen.line()
+    for note in found.notes:
+        screen.line(f"Note: {note}", "yellow")
+    screen.line(f"Recommended: {found.why}{':' if found.recommended else ''}", "bold")
+    if found.recommended:
+        screen.line(found.recommended, indent=4)
 
 
 def show_pareto(found: ParetoSet) -> None:

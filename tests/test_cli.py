@@ -165,7 +165,7 @@ def test_probes_are_used_and_checked(cli: CommandLine, model: Path, tmp_path: Pa
     ("arguments", "message"),
     [
         (["optimise"], "did you mean 'optimize'?"),
-        (["frobnicate"], "commands: auto, compare, distill, inspect"),
+        (["frobnicate"], "commands: advise, auto, compare, distill, inspect"),
         (["optimize", "{model}", "-o", "{out}", "--recpie", "x"], "--recipe"),
         (["optimize", "{model}"], "'--output'"),
         (["optimize", "{model}", "-o", "{out}", "--verify", "maybe"], "'each', 'end', 'off'"),

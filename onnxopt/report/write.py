@@ -13,13 +13,14 @@ from onnxopt import inspection
 from onnxopt.api import Result
 from onnxopt.errors import OptionError
 from onnxopt.inspection import Comparison
-from onnxopt.report import compared, optimized, searched, sensitivities
+from onnxopt.report import advised, compared, optimized, searched, sensitivities
 from onnxopt.report.beside import beside
 from onnxopt.report.document import Document
 from onnxopt.report.files import report_files
 from onnxopt.report.optimized import Optimized
 from onnxopt.report.origin import Origin
 from onnxopt.report.page import page
+from onnxopt.search.advise import Advice
 from onnxopt.search.auto import AutoResult
 from onnxopt.writing import replace_file
 
@@ -27,8 +28,9 @@ from onnxopt.writing import replace_file
 def write_report(
     result: Any, path: str | os.PathLike[str], *, force: bool = False, origin: Origin | None = None
 ) -> tuple[Path, Path]:
-    """Write what ``optimize``, ``auto``, ``compare`` or ``sensitivity`` returned as one page of HTML, ``path``, which
-    needs nothing else, and beside it as JSON with the same content; returns both paths. ``force``: replace them.
+    """Write what ``optimize``, ``auto``, ``advise``, ``compare`` or ``sensitivity`` returned as one page of HTML,
+    ``path``, which needs nothing else, and beside it as JSON with the same content; returns both paths. ``force``:
+    replace them.
 
     Of a result of ``optimize``, latency and score are measured here.
 
@@ -54,6 +56,8 @@ def document_of(result: Any, origin: Origin) -> Document:
             return optimized.document(_optimized(result), origin)
         case AutoResult():
             return searched.document(result, origin)
+        case Advice():
+            return advised.document(result, origin)
         case Comparison():
             return compared.document(result, origin)
         case Sequence() if not isinstance(result, str) and all(isinstance(row, sensitivities.Row) for row in result):

@@ -1,4 +1,4 @@
-"""What the commands ``auto`` and ``pick`` do, once they are in a process where they may fail."""
+"""What the commands ``auto``, ``advise`` and ``pick`` do, once they are in a process where they may fail."""
 
 from __future__ import annotations
 
@@ -82,6 +82,43 @@ def auto(
     if result.problem:
         say(f"problem: {result.problem}" + ("" if result.holds else f"; the nearest model is {written}"))
     return DONE if result.holds else CHECK_FAILED
+
+
+def advise(
+    stage: Stage, *, model: str, data: str | None, device: str, goal: Any, max_drop: float | None, metric: str,
+    time_budget: float, report: ReportFile | None, force: bool, as_json: bool, verbose: int,
+) -> int:  # fmt: skip
+    """Try what may be done, and tell of it."""
+    from onnxopt.commands import load_source, print_json, print_shown
+    from onnxopt.passes.quantize._targets import target
+
+    if device != "auto":
+        target(device)
+    if report is not None:
+        report.check(force)
+    stage("import")
+    from onnxopt.model import load
+    from onnxopt.search.advise import advise as search
+
+    stage("load")
+    loaded = load(model)
+    samples = load_source(stage, data, loaded)
+    found = search(
+        loaded, data=samples, device=device, goal=goal, max_drop=max_drop, metric=metric, time_budget=time_budget,
+        path=model, source="SOURCE" if data in (None, "random") else str(data), on_progress=stage,
+    )  # fmt: skip
+    if report is not None:
+        from onnxopt.report.command import report_result
+
+        report_result(report, found, (model,), data={"data": samples}, seconds=found.seconds, force=force)
+    stage.reporting()
+    if as_json:
+        print_json(found)
+    else:
+        from onnxopt.terminal import show_advice
+
+        print_shown(show_advice, found)
+    return DONE
 
 
 def pick(

@@ -131,7 +131,8 @@ def metric_for(name: str, original: Snapshot, data: Dataset) -> Metric:
         raise OptionError(f"the metric is one of {', '.join(BUILT_IN)} or module:function; got {name!r}")
     batch = next(iter(data.take(1).small_batches()))
     session = Session(original, optimize=True, threads=1)
-    outputs = dict(zip(session.outputs, session.run(batch.feeds), strict=True))
+    given = zip(session.outputs, session.run(batch.feeds), strict=True)
+    outputs = {name: y for name, y in given if isinstance(y, np.ndarray)}  # sequences and maps have no score
     labels = batch.labels
     scores = [key for key, y in outputs.items() if _has_scores(y)]
     fitting = [] if labels is None else [key for key in scores if outputs[key].shape[:-1] == labels.shape]
@@ -157,6 +158,8 @@ def metric_for(name: str, original: Snapshot, data: Dataset) -> Metric:
                 raise DataError("the metric agreement needs an output of scores of classes")
             return _agreement(scores[0])
         case _:
+            if not any(y.dtype.kind == "f" and y.ndim for y in outputs.values()):
+                raise DataError("the metric noise needs an output of floats; give module:function for others")
             return _NOISE
 
 
@@ -212,7 +215,7 @@ def _f1(output: str, classes: int) -> Metric:
 def _noise_and_signal(given: Outputs, expected: Outputs, labels: Array | None) -> Array:
     noise, signal = [], []
     for name, x in expected.items():
-        if x.dtype.kind == "f" and x.ndim:
+        if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.ndim:
             rows = x.reshape(len(x), -1).astype(np.float64)
             noise.append(((given[name].reshape(rows.shape) - rows) ** 2).sum(1))
             signal.append((rows**2).sum(1))

@@ -8,7 +8,7 @@ are of use where the layers are fitted anew afterwards, by ``reconstruct``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -25,17 +25,23 @@ _MEMORY = 1 << 30
 """Bytes of the sums that are held at one time."""
 
 
-def elimination_scores(groups: Sequence[Group], editor: Editor, data: Dataset, seed: int = 0) -> dict[int, Array]:
+def elimination_scores(
+    groups: Sequence[Group], editor: Editor, data: Dataset, seed: int = 0,
+    on_progress: Callable[[str], None] | None = None,
+) -> dict[int, Array]:  # fmt: skip
     """By number of the group the score of each channel (float64 [channels], none below 0).
 
     Groups that are read by anything but a Conv without groups, a Gemm or a MatMul are left out.
     """
-    dense, found = reading(editor.model, data), {}
+    dense = reading(editor.model, data)
+    found: dict[int, Array] = {}
     pair = Pair(dense, data, seed)
     for part in _parts(groups, editor, pair):
         layers = dict.fromkeys(layer for readers in part.values() for _, layer in readers)
         moments = pair.moments(list(layers), dense)
         for number, readers in part.items():
+            if on_progress is not None:
+                on_progress(f"importance of channels, {len(found)} of {len(groups)} groups")
             if all(layer in moments for _, layer in readers):
                 order, lost = eliminate([_reader(member, layer, moments[layer]) for member, layer in readers])
                 scores = np.empty(len(order))

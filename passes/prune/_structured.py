@@ -126,7 +126,7 @@ def scores_of(
         except (Refuse, GradientError) as why:
             raise OptionError(f"{pass_}.importance {criterion} cannot be told: {why}") from why
     if criterion == "reconstruction" and context.data is not None:
-        found = _elimination_scores(groups, context.editor, context.data, seed)
+        found = _elimination_scores(groups, context, context.data, seed)
     rest = [group for group in groups if group.number not in found]
     statistics = context.statistics() if criterion in ("activation", "reconstruction") and rest else None
     if statistics is not None:
@@ -140,14 +140,14 @@ def scores_of(
     return {group.number: found[group.number] for group in groups}
 
 
-def _elimination_scores(groups: Sequence[Group], editor: Editor, data: Dataset, seed: int) -> dict[int, Array]:
+def _elimination_scores(groups: Sequence[Group], context: Context, data: Dataset, seed: int) -> dict[int, Array]:
     """From disk, if these groups of this model were looked at on these data before: it takes longest of all."""
-    model = _cache.digest(*slim_proto(editor.model))
+    model = _cache.digest(*slim_proto(context.editor.model))
     numbers = [str(group.number) for group in groups]
     key = _cache.key(VERSION, _FORMAT, np.__version__, model, data.fingerprint, str(seed), *numbers)
     directory = _cache.user_directory() / "scores"
     if not (stored := _cache.read(directory, key)):
-        found = elimination_scores(groups, editor, data, seed)
+        found = elimination_scores(groups, context.editor, data, seed, context.on_progress)
         stored = {str(number): scores for number, scores in found.items()}
         _cache.write(directory, key, stored)
     return {int(number): scores for number, scores in stored.items()}

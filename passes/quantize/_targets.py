@@ -1,7 +1,8 @@
 """Target profiles: which operators a runtime computes with integers, and in which form it wants to see them.
 
 A profile is a TOML file in ``targets/``, one section an operator type; ``Operator`` says what its keys mean.
-An operator that a profile does not name has no integer kernel there, and stays float.
+An operator that a profile does not name has no integer kernel there, and stays float. The section ``device`` says what
+is worth doing to a model for such a machine. With ``like`` a profile takes from another what it does not say itself.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from onnxopt.graph import attribute
 _FOLDER = Path(__file__).parent / "targets"
 
 IntegerType = Literal["uint8", "int8", "uint16", "int16", "int4"]
+Form = Literal["int8", "fp16", "weights8", "weights4", "sparse"]
+"""How a multiply–accumulate may be computed other than with floats: ``weights8`` and ``weights4`` have only the weights
+in so many bits; ``sparse`` skips zeros."""
 
 
 class Operator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +51,30 @@ class Operator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why the attributes must be so, for the report."""
 
 
+class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is worth doing to a model that is to run there."""
+
+    goal: Literal["latency", "size"]
+    """What there is least of."""
+    measurable: bool = False
+    """Whether it is ONNX Runtime on CPUs of a kind, so that times can be measured on one of these."""
+    times: dict[Form, float] | None = None
+    """How long a multiply–accumulate takes in each form, in units of one of floats, by the peak rates of such machines;
+    a form that is not named is not faster. Without a table nothing is known."""
+    cleanup: Literal["cleanup", "cleanup-primitives"] = "cleanup"
+    """The recipe that leaves operators which the runtime knows."""
+    dynamic: bool = False
+    """Whether activations can be quantized at run time."""
+    weights: Literal["matmulnbits", "dequantize-linear"] | None = None
+    """The form in which matrices with weights of few bits are read, if they are."""
+    sparsity: str = ""
+    """The pattern of zeros that its kernels skip, if they skip any."""
+    round_to: int = 0
+    """Of what the number of channels that are left should be a multiple; 0: what ONNX Runtime's kernels want."""
+    low_rank: bool = True
+    """Whether thinner layers, one behind the other, can be faster."""
+
+
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A runtime on a kind of machine."""
 
@@ -62,6 +90,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     saturates: bool
     """Whether sums of two products saturate at 16 bits, so that weights get 7 bits."""
     operators: dict[str, Operator]
+    device: Device
     saturating_takes: bool = False
     """Whether Relu and Clip are taken in only because integers saturate at the same limits, which
     a symmetric grid does not."""
@@ -92,8 +121,15 @@ def target(name: str) -> Target:
         near = difflib.get_close_matches(name, names(), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise OptionError(f"no target is called {name!r}{hint}; targets: {', '.join(names())}")
+    return msgspec.convert(_content(name), Target)
+
+
+def _content(name: str) -> dict[str, Any]:
     content = tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
-    return msgspec.convert(content, Target)
+    if "like" not in content:
+        return content
+    other = _content(content.pop("like"))
+    return other | content | {"device": other["device"] | content.get("device", {})}
 
 
 def detect() -> str:

@@ -54,8 +54,8 @@ class QuantizeStatic(Pass):
     needs: ClassVar[Literal["none", "inputs", "labels"]] = "inputs"
 
     target: str = "auto"
-    """The runtime: ort-cpu-vnni, ort-cpu-avx2, ort-cpu-arm, tensorrt, openvino, generic; auto: ONNX Runtime on
-    the CPU of this machine."""
+    """The runtime: ort-cpu-vnni, ort-cpu-avx2, ort-cpu-arm, mobile, tensorrt, openvino, generic; auto: ONNX Runtime
+    on the CPU of this machine."""
     method: Method = "auto"
     """How ranges are found: minmax, average, percentile, mse, entropy, or auto, the best of them for each tensor."""
     percentile: float = 99.99

@@ -237,7 +237,8 @@ def test_a_constant_tensor_has_a_range_by_every_method() -> None:
 
 
 def test_profiles_are_complete() -> None:
-    assert set(names()) == {"ort-cpu-vnni", "ort-cpu-avx2", "ort-cpu-arm", "tensorrt", "openvino", "generic"}
+    cpus = {"ort-cpu-vnni", "ort-cpu-avx2", "ort-cpu-arm", "mobile"}
+    assert set(names()) == cpus | {"tensorrt", "openvino", "generic"}
     assert detect() in names()
     for name in names():
         assert {"Conv", "MatMul", "Gemm"} <= target(name).operators.keys()

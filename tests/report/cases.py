@@ -16,6 +16,7 @@ from onnxopt.report import Optimized
 from onnxopt.report.beside import Beside
 from onnxopt.run_report import RunReport
 from onnxopt.runtime import Ratio
+from onnxopt.search.advise import Advice
 from onnxopt.search.allocation import Plan
 from onnxopt.search.auto import AutoResult
 from onnxopt.search.budget import Budget, Found
@@ -23,6 +24,7 @@ from onnxopt.search.metric import Loss
 from onnxopt.search.sensitivity import LowRankSensitivity, PruningSensitivity, Sensitivity
 from onnxopt.search.space import Effect, GroupLevels, LayerLevels, Space
 from onnxopt.search.trials import Measured
+from onnxopt.search.verdicts import Finding
 from tests import support
 
 SCRIPT = "<script>alert(1)</script>"
@@ -108,6 +110,17 @@ def compared() -> Comparison:
     return Comparison(inspect(model()), inspect(model(8)), outputs, [], 2, 1, Ratio(0.5, 0.4, 0.6, 0.4))
 
 
+def advice() -> Advice:
+    """Two methods, of which one is refused."""
+    lost = 0.0, -0.01, 0.01
+    rows = (
+        Finding("int8", "activations and weights in 8 bits", "use it", "", "measured", 0.5, 0.3, 1.0, *lost, SCRIPT),
+        Finding("fp16", ENTITY, "refused", IMAGE, "", None, None, None, None, None, None, ""),
+    )
+    device = SCRIPT, "ort-cpu-vnni", "a CPU", True
+    return Advice(*device, "latency", 0.01, "accuracy", 100, (IMAGE,), rows, SCRIPT, "it is best", 1.0)
+
+
 SENSITIVITIES: dict[str, list[Any]] = {
     "int8": [Sensitivity(SCRIPT, "Conv", 10.0, 4.0, 30.0), Sensitivity(IMAGE, "Gemm", 5.0, 6.0, None)],
     "prune": [PruningSensitivity(ENTITY, 16, kept, kept / 64, kept / 80, 20.0 - kept) for kept in (12, 8, 4)],
@@ -115,7 +128,7 @@ SENSITIVITIES: dict[str, list[Any]] = {
 }
 RESULTS: dict[str, Any] = {
     "auto": auto_result(), "auto-not-held": auto_result(holds=False), "optimize": optimized(),
-    "distill": optimized("distill", {"max_drop": 0.001, "min_sqnr": 20.0}), "compare": compared(),
+    "distill": optimized("distill", {"max_drop": 0.001, "min_sqnr": 20.0}), "compare": compared(), "advise": advice(),
     **{f"sensitivity-{name}": rows for name, rows in SENSITIVITIES.items()},
 }  # fmt: skip
 """Of every kind."""
