@@ -300,8 +300,8 @@ def test_without_samples_no_loss_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     if pruned.verdict == "try it":  # it is timed here, and may be found to be slower
         assert pruned.basis == "estimated"
         assert pruned.reason == "what it costs is not known without samples: give --data"
-    options = parsed(found.recommended, monkeypatch)
-    assert options["data"] == "SOURCE"
+    assert "--data SOURCE" in pruned.command or pruned.verdict == "refused"
+    assert parsed(found.recommended, monkeypatch)["model"] == "MODEL"
     assert not [each for each in found.findings if each.verdict == "use it" and each.method != "cleanup"]
 
 
@@ -413,6 +413,10 @@ def finding(method: str, latency: float, verdict: Any = "use it", drop: float | 
         ([finding("int8-dynamic", 0.5), finding("int8", 0.8)], 1000, True, "run int8-dynamic", "the best"),
         ([finding("prune-50", 0.5, "try it", None), finding("int8", 0.6, "try it", None)], None, True,
          "--method prune --method quantize", "with samples"),
+        ([finding("prune-50", 0.5, "try it", None), finding("fp16", 0.6, "try it", None)], None, False, "run fp16",
+         "though what it costs is not known"),
+        ([finding("prune-50", 0.5, "try it", None)], None, False, "run prune-50", "what it costs is not known"),
+        ([finding("prune-50", 0.5, "not worth it", 0.2)], 100, True, "", "with 750 samples"),
         ([finding("cleanup", 0.9)], 1000, True, "run cleanup", "the best"),
         ([finding("cleanup", 0.9), finding("prune-30", 0.89, "not worth it")], 1000, True, "run cleanup", "the best"),
         ([finding("fp16", 1.0, "not worth it")], 1000, True, "", "leave the model as it is"),
