@@ -206,7 +206,7 @@ def _recommended(
     # Of what is not known to be harmless, taking channels out is the least so.
     mild = [each for each in worth if samples is not None or known[each.method] != "prune"]
     best = next(iter(mild or worth), None)
-    clean = next((f.cost(goal) for f in found if f.method == "cleanup"), None) or 1.0
+    clean = min(next((f.cost(goal) for f in found if f.method == "cleanup"), None) or 1.0, 1.0)
     gaining = [each.method for each in found if _or_most(each.cost(goal)) < GAIN * clean]
     methods = list(dict.fromkeys(method for name in gaining if (method := known[name])))
     searched = measured and methods and (best is None or known[best.method] or best.method == "cleanup")

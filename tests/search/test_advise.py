@@ -159,7 +159,7 @@ CLEAN = Way("cleanup", "", "cleanup", (), "nothing to do")
         (HALF, Trial("the time was over", late=True), "latency", "not tried: the time was over"),
         (CLEAN, Trial(latency=0.9, size=1.0, loss=LOST_NOTHING), "latency", "use it"),
         (CLEAN, Trial(latency=1.0, size=1.0, loss=LOST_NOTHING), "latency",
-         "not worth it: it is not faster, though it harms nothing"),
+         "not worth it: it is not faster, though it changes no output"),
         (HALF, Trial(latency=1.0, size=1.0, compressed=0.6, loss=LOST_NOTHING), "latency",
          "not worth it: zeros make nothing faster or smaller there: the file only compresses to ×0.60 of what it "
          "compresses to now"),
@@ -172,6 +172,12 @@ def test_verdicts(way: Way, trial: Trial, goal: Goal, said: str) -> None:
     assert found.told == said
     assert found.verdict in VERDICTS
     assert bool(found.command) == (found.verdict != "refused")
+
+
+def test_what_is_slower_than_the_original_is_no_gain_where_cleanup_is_slower_still() -> None:
+    judge = Judge(Device("latency"), True, True, "accuracy", "latency", 0.01, Trial(latency=1.1, size=1.0))
+    found = judge.finding(PRUNED, Trial(latency=1.04, size=0.6, loss=LOST_NOTHING), "")
+    assert found.told == "not worth it: it is not faster, only the file is smaller"
 
 
 def test_what_is_estimated_is_called_so() -> None:
