@@ -199,11 +199,14 @@ def _recommended(
     found: Sequence[Finding], possible: Sequence[Way], commands: _Commands, measured: bool, goal: Goal,
     metric: Metric | None, samples: int | None,
 ) -> tuple[str, str]:  # fmt: skip
-    """The command to run, and why. A search, where the best that was found is one of those that it knows, or it may
-    find a milder form: it is never behind any of them."""
+    """The command to run, and why: a search, where it knows the best that was found, or may find a milder form, for it
+    is never behind any of them."""
     known = {way.name: way.method for way in possible}
-    best = next((each for each in found if each.verdict in ("use it", "try it")), None)
-    clean = next((f.cost(goal) for f in found if f.method == "cleanup"), None) or 1.0
+    worth = [each for each in found if each.verdict in ("use it", "try it")]
+    # Of what is not known to be harmless, taking channels out is the least so.
+    mild = [each for each in worth if samples is not None or known[each.method] != "prune"]
+    best = next(iter(mild or worth), None)
+    clean = min(next((f.cost(goal) for f in found if f.method == "cleanup"), None) or 1.0, 1.0)
     gaining = [each.method for each in found if _or_most(each.cost(goal)) < GAIN * clean]
     methods = list(dict.fromkeys(method for name in gaining if (method := known[name])))
     searched = measured and methods and (best is None or known[best.method] or best.method == "cleanup")
@@ -215,8 +218,10 @@ def _recommended(
             return commands.auto(methods), "it combines what pays, layer by layer, and proves that the budget holds"
         if best is not None:
             return best.command, f"{best.method} is the best; with {needed} samples onnxopt auto could combine methods"
+        return "", f"nothing is worth it as it is; with {needed} samples onnxopt auto could look for milder forms"
     if best is not None:
-        return best.command, f"{best.method} is the best of what was tried"
+        unknown = ", though what it costs is not known" if best.drop is None and best.method != "cleanup" else ""
+        return best.command, f"{best.method} is the best of what was tried{unknown}"
     if any(each.verdict == "not tried" for each in found):
         return "", "there was no time to try everything, and nothing that was tried is worth it: give more time"
     return "", "nothing that was tried is worth it: leave the model as it is"

@@ -14,7 +14,7 @@ VERDICTS: tuple[Verdict, ...] = ("use it", "try it", "not worth it", "refused", 
 """The best first."""
 
 GAIN = 0.97
-"""What is left more of, in units of what cleanup alone leaves, is no gain."""
+"""What is left more of, in units of the original's and of what cleanup alone leaves, is no gain."""
 _COSTS = 1.05
 """What takes longer than this is said to."""
 
@@ -68,7 +68,7 @@ class Judge:
     goal: Goal
     max_drop: float
     cleaned: Trial
-    """What cleanup alone brings, which the others must be better than."""
+    """What cleanup alone brings, which the others must be better than, as they must than the original."""
 
     def finding(self, way: Way, trial: Trial | None, command: str) -> Finding:
         """Of a way that was tried, or not, where it says why not."""
@@ -94,11 +94,11 @@ class Judge:
 
     def _verdict(self, way: Way, trial: Trial) -> tuple[Verdict, str]:
         latency, cleaned = self._latency(trial), self._latency(self.cleaned)
-        faster = latency is not None and latency <= GAIN * (1.0 if way.exact else cleaned or 1.0)
-        smaller = trial.size <= GAIN * (1.0 if way.exact else self.cleaned.size)
+        faster = latency is not None and latency <= GAIN * (1.0 if way.exact else min(cleaned or 1.0, 1.0))
+        smaller = trial.size <= GAIN * (1.0 if way.exact else min(self.cleaned.size, 1.0))
         unknown = self.goal == "latency" and latency is None
         if not unknown and not (faster if self.goal == "latency" else smaller):
-            harmless = ", though it harms nothing" if way.exact else ""
+            harmless = ", though it changes no output" if way.exact else ""
             return "not worth it", self._no_gain(trial, latency, smaller, faster) + harmless
         verdict, reasons = ("use it", []) if way.exact else self._afforded(way, trial)
         if verdict == "not worth it":
