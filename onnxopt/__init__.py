@@ -21,6 +21,7 @@ from onnxopt._version import VERSION
 if TYPE_CHECKING:
     from onnxopt.api import Result as Result
     from onnxopt.api import advise as advise
+    from onnxopt.api import auto as auto
     from onnxopt.api import optimize as optimize
     from onnxopt.errors import OnnxoptError as OnnxoptError
     from onnxopt.interop import GraphSurgeonPass as GraphSurgeonPass
@@ -45,6 +46,7 @@ _HOMES = {
     "PassManager": "pipeline",
     "Result": "api",
     "advise": "api",
+    "auto": "api",
     "from_graphsurgeon": "interop",
     "load": "model",
     "optimize": "api",

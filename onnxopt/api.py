@@ -1,4 +1,4 @@
-"""``optimize`` and ``advise``: the whole of onnxopt in two calls."""
+"""``optimize``, ``auto`` and ``advise``: the whole of onnxopt in three calls."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
     from onnxopt.search.advise import Advice
+    from onnxopt.search.allocation import Target
+    from onnxopt.search.auto import AutoResult
 
 M = TypeVar("M")
 
@@ -93,6 +95,36 @@ def optimize(
     from onnxopt.interop import to_graphsurgeon
 
     return Result(to_graphsurgeon(result), report, result, original)
+
+
+def auto(
+    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
+    *,
+    data: Any,
+    evaluation: Any = None,
+    max_drop: float = 0.01,
+    target: Target = "latency",
+    max_latency: float | None = None,
+    max_size: float | None = None,
+    max_macs: float | None = None,
+    **options: Any,
+) -> AutoResult:
+    """Search for the model that has least of ``target`` and keeps within a budget; the one that is given stays.
+
+    ``data``: samples to fit to and to compare models on, with labels if there are any; ``evaluation``: others, on which
+    the budget must hold, by default two fifths of ``data``. ``max_drop``: the largest loss of the score, as a share.
+    ``max_latency``, ``max_size`` and ``max_macs`` are in units of the original's. ``options`` are those of
+    ``onnxopt.search.auto.auto``: ``metric``, ``methods``, ``train``, ``time_budget``, ``workers``, ``executor``, …
+
+    Raises ``ModelError`` for a model that cannot be read, ``OptionError`` for a wrong option, ``DataError`` for data
+    that do not fit or are too few, ``MetricError`` for a metric that fails, ``EngineError`` for a model that does not
+    run.
+    """
+    from onnxopt.search.auto import auto as search
+    from onnxopt.search.budget import Budget
+
+    budget = Budget(max_drop, target, max_latency, max_size, max_macs)
+    return search(_reader(model)(), data=data, evaluation=evaluation, budget=budget, **options)
 
 
 def advise(

@@ -20,7 +20,7 @@ from onnxopt.pass_base import Context, Pass
 
 T = TypeVar("T")
 
-_FORMAT = "8"
+_FORMAT = "9"
 """To be raised when choices are made in another way, so that none of before is taken."""
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from models._common import samples
 
+from models._common import samples
 from onnxopt.model import save
 from onnxopt.runtime import Session, Snapshot
 from tests.support import graph
@@ -71,12 +71,16 @@ def texts(folder: Path) -> None:
     """A text classifier."""
     shutil.copy(MODELS / "transformer_sentiment" / "model.onnx", folder / "model.onnx")
     with np.load(MODELS / "transformer_sentiment" / "eval.npz") as arrays:
-        np.savez(folder / "data.npz", **{name: arrays[name][:400] for name in arrays.files})
+        np.savez(folder / "data.npz", **{name: arrays[name][:300] for name in arrays.files})
 
 
 def boxes(folder: Path) -> None:
     """A detector of four boxes, whose first is right but for noise."""
     rng = np.random.default_rng(0)
+
+    def normal(*size: int, scale: float) -> np.ndarray[Any, Any]:
+        return (rng.standard_normal(size) * scale).astype(np.float32)
+
     model = graph(
         """g (float[N,3,32,32] image) => (float[N,4,4] boxes) <int64[3] shape = {0, 4, 4}, int64[1] last = {2}>
         {
@@ -95,12 +99,8 @@ def boxes(folder: Path) -> None:
             boxes = Concat <axis = 2> (low, high)
         }""",
         opset=18,
-        **{
-            name: (rng.standard_normal(size) * scale).astype(np.float32)
-            for name, size, scale in (
-                ("k1", (32, 3, 3, 3), 0.3), ("k2", (64, 32, 3, 3), 0.1), ("w", (16, 64), 0.2), ("bias", (16,), 0.5),
-            )
-        },
+        k1=normal(32, 3, 3, 3, scale=0.3), k2=normal(64, 32, 3, 3, scale=0.1), w=normal(16, 64, scale=0.2),
+        bias=normal(16, scale=0.5),
     )  # fmt: skip
     save(model, folder / "model.onnx")
     images = rng.random((300, 3, 32, 32), np.float32)

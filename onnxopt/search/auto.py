@@ -10,6 +10,7 @@ these. What was found best must then hold the budget on samples that nothing was
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -22,6 +23,7 @@ import onnx_ir as ir
 from onnxopt.data import Dataset, load_data
 from onnxopt.errors import DataError, EngineError, OptionError
 from onnxopt.inspection import Costs, costs
+from onnxopt.model import save
 from onnxopt.runtime import Session, Snapshot
 from onnxopt.search.allocation import Plan, predict
 from onnxopt.search.bench import Bench, file_size
@@ -29,7 +31,7 @@ from onnxopt.search.budget import Budget, Found
 from onnxopt.search.jobs import Evaluations, InProcess
 from onnxopt.search.metric import Yardstick, metric_for, samples_needed
 from onnxopt.search.narrowing import Narrowing, corrected
-from onnxopt.search.plans import recipe_text
+from onnxopt.search.plans import known_plans, recipe_text
 from onnxopt.search.space import METHODS, Method, Space, explore
 from onnxopt.search.trials import Measured, Trials
 from onnxopt.search.workers import LocalWorkers
@@ -76,6 +78,10 @@ class AutoResult:
     """The recipe file of any model that was found,"""
     models: Callable[[Found], ir.Model]
     """and the model."""
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write the model atomically (see ``onnxopt.save``)."""
+        save(self.model, path, force=force)
 
 
 def auto(
@@ -131,10 +137,11 @@ def auto(
         evaluations = Evaluations(bench.packed(), bench.key, executor, started + time_budget, on_progress)
         trials = Trials(bench, evaluations)
         narrowings = _TRIES + _TRIES_ALONE * (len(methods) * (len(methods) > 1) + train)
-        evaluations.planned = 2 + narrowings  # the original, and the recipe int8
+        evaluations.planned = 1 + len(plans := known_plans(bench.cleaned, methods, budget.target)) + narrowings
         (cleaned,) = trials.measure([Plan()])
         if cleaned.problem:
             raise EngineError(f"the model could not be measured: {cleaned.problem}")
+        trials.measure(plans)
         evaluations.end = started + _EXPLORED * time_budget
         space = explore(bench, methods, evaluations, small=budget.target == "size")
         evaluations.end = started + time_budget
@@ -173,11 +180,7 @@ class _Search:
         self._correction = corrected(space, [], self.cleaned)
 
     def run(self) -> None:
-        """Try plans by all methods, by each alone, and the recipe int8, as long as there is time."""
-        layers = [layer.name for layer in self.space.layers if "int8" in layer.precisions]
-        if "quantize" in self._methods and layers:
-            integers = Plan(precisions=tuple((name, "int8") for name in layers), timed=self.budget.target == "latency")
-            self._measure([integers])
+        """Try plans by all methods and by each alone, as long as there is time."""
         every = Narrowing(self.space, self.budget, self._methods, _TRIES)
         alone = [
             Narrowing(self.space, self.budget, (m,), _TRIES_ALONE) for m in self._methods if len(self._methods) > 1

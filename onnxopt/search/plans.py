@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 
 from onnxopt import recipes
-from onnxopt.graph import label
+from onnxopt.graph import constant_tensor, label
 from onnxopt.pass_base import Pass
 from onnxopt.passes.distill.distill import Distill
 from onnxopt.passes.lowrank.split_conv import SplitConv
@@ -19,10 +19,26 @@ from onnxopt.passes.prune.prune_channels import PruneChannels
 from onnxopt.passes.prune.reconstruct import Reconstruct
 from onnxopt.passes.quantize._roles import LAYERS
 from onnxopt.passes.quantize.quantize_static import QuantizeStatic
-from onnxopt.search.allocation import Plan
-from onnxopt.search.space import WEIGHTS, stored_weights
+from onnxopt.search.allocation import Plan, Target
+from onnxopt.search.space import STORED, WEIGHTS, Method, Precision, stored_weights
 
 _BATCH = 32
+
+
+def known_plans(cleaned: ir.Model, methods: Sequence[Method], target: Target) -> list[Plan]:
+    """What is worth a try before anything is known of a model: INT8 as the recipe places it, and for size weights of
+    eight bits."""
+    if "quantize" not in methods:
+        return []
+    precisions: list[tuple[Precision, Collection[str]]] = [("int8", LAYERS)]
+    if target == "size":
+        precisions.append(("weight-int8", STORED))
+    found = []
+    for precision, ops in precisions:
+        names = [label(n) for n in cleaned.graph if n.op_type in ops and any(map(constant_tensor, n.inputs))]
+        if names:
+            found.append(Plan(precisions=tuple((name, precision) for name in dict.fromkeys(names))))
+    return found
 
 
 def structure(plan: Plan, cleaned: ir.Model) -> list[Pass]:

@@ -79,10 +79,10 @@ def latency_without(unit: Unit, chosen: Chosen, context: Context) -> float | Non
 
 
 def sample_feeds(context: Context) -> Feeds | None:
-    """Inputs to measure time on; ``None`` if there are none."""
+    """One sample to measure time on; ``None`` if there is none."""
     data = context.evaluation or context.data
     if data is not None:
-        return next(iter(data.batches())).feeds
+        return next(iter(data.take(1).batches())).feeds
     model = context.editor.model
     try:
         return find_probes(model, Session(Snapshot.of(model)), count=1)[0].feeds
