@@ -71,7 +71,7 @@ def texts(folder: Path) -> None:
     """A text classifier."""
     shutil.copy(MODELS / "transformer_sentiment" / "model.onnx", folder / "model.onnx")
     with np.load(MODELS / "transformer_sentiment" / "eval.npz") as arrays:
-        np.savez(folder / "data.npz", **{name: arrays[name][:300] for name in arrays.files})
+        np.savez(folder / "data.npz", **{name: arrays[name][:400] for name in arrays.files})
 
 
 def boxes(folder: Path) -> None:
