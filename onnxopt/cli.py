@@ -155,6 +155,10 @@ def optimize(**options: Any) -> int:
 @click.argument("model", metavar="STUDENT")
 @click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the trained student.")
 @click.option(
+    "--teacher", "more_teachers", multiple=True, metavar="MODEL",
+    help="A further teacher, as often as there are: the mean of all is taught.",
+)  # fmt: skip
+@click.option(
     "--data",
     required=True,
     metavar="SOURCE",

@@ -17,7 +17,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ import onnx_ir as ir
 from onnxopt.data import Dataset
 from onnxopt.errors import DataError, OutputError, TrainingError
 from onnxopt.train import optimizers
-from onnxopt.train.batches import Augment, Batches, Teacher
+from onnxopt.train.batches import Augment, Batches
 from onnxopt.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from onnxopt.train.config import TrainConfig
 from onnxopt.train.loss_graph import LABELS, Loss
 from onnxopt.train.optimizers import Optimizer
+from onnxopt.train.teachers import Teacher
 from onnxopt.train.trainable import Trainable, aligned_copy
 from onnxopt.writing import writable
 
@@ -73,7 +74,7 @@ def train(
     data: Dataset,
     config: TrainConfig,
     *,
-    teacher: ir.Model | None = None,
+    teacher: ir.Model | Sequence[ir.Model] | None = None,
     held_out: Dataset | None = None,
     metric: Metric | None = None,
     augment: Augment | None = None,
@@ -82,7 +83,8 @@ def train(
 ) -> Training:
     """Prepare to train a copy of ``model``, of opset 18 or later; iterate over what is returned to do it.
 
-    ``teacher`` computes what ``loss`` reads of one, from inputs of the same names. ``held_out`` are samples to judge
+    ``teacher`` computes what ``loss`` reads of one, from inputs of the same names; the outputs of several are averaged,
+    scores as probabilities, and values inside are those of the first. ``held_out`` are samples to judge
     by: the result is the best of all weights that were judged, those at the start among them. ``metric`` judges; if it
     is not given, the loss does. ``augment`` gets the inputs of a batch and a generator, and returns new inputs.
     ``checkpoint`` is a file to keep what a killed run needs, which ``resume`` goes on from if it is there.
@@ -92,14 +94,15 @@ def train(
     resumed.
     """
     values = loss.teacher_values()
-    if values and teacher is None:
+    teachers = [] if teacher is None else [teacher] if isinstance(teacher, ir.Model) else list(teacher)
+    if values and not teachers:
         raise DataError("the loss reads values of a teacher; give one")
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists() and not resume:
         raise OutputError(f"the checkpoint {path} exists; resume it, or remove it to start anew")
     if path is not None:
         writable(path, force=True)
-    taught = Teacher(teacher, values, config.threads) if teacher is not None and values else None
+    taught = Teacher(teachers, values, config.threads) if values else None
     batches = Batches(
         data, config.batch, part=config.micro_batch, seed=config.seed,
         teacher=taught, augment=augment, labelled=loss.labelled,
@@ -118,6 +121,7 @@ def train(
         "loss": repr(loss),
         "data set": data.fingerprint,
         "model": _hash(trainable.parameters),
+        "teacher": "" if taught is None or path is None else taught.digest,
     }
     training = Training(trainable, batches, judged, metric, config, path, identity)
     if path is not None and path.exists():

@@ -32,11 +32,17 @@ class TeacherValue:
     """The name of the value in the teacher; empty: of its first output."""
     scores: bool = False
     """Whether a softmax that makes it is to be left out."""
+    temperature: float = 1.0
+    """What scores are divided by where those of several teachers are averaged,"""
+    axis: int = -1
+    """and the axis of their classes."""
 
     @property
     def key(self) -> str:
         """What the input that holds it is called."""
-        return f"teacher/{self.name}" + ("/scores" if self.scores else "")
+        if not self.scores:
+            return f"teacher/{self.name}"
+        return f"teacher/{self.name}/scores" + (f"/{self.temperature:g}" if self.temperature != 1 else "")
 
 
 class Loss(ABC):

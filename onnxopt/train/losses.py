@@ -83,7 +83,7 @@ class Distillation(Loss):
 
     def teacher_values(self) -> tuple[TeacherValue, ...]:
         """The scores."""
-        return (TeacherValue(self.teacher or self.output, scores=True),)
+        return (TeacherValue(self.teacher or self.output, True, self.temperature, self.axis),)
 
     def build(self, at: LossGraph) -> ir.Value:
         """``T² · mean Σ_c p_c · (log p_c − log q_c)``, with p of the teacher."""

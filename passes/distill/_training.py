@@ -44,7 +44,8 @@ class Lesson:
     """What a model is to learn."""
 
     loss: Loss
-    teacher: ir.Model | None = None
+    teachers: tuple[ir.Model, ...] = ()
+    """What they say is averaged."""
     metric: Metric | None = None
     """More is better; without one, the loss judges."""
 
@@ -130,7 +131,7 @@ class TrainingPass(Pass):
         lesson = self.lesson(model, context)
         seen, judges = _parts(data, self.batch, self.seed)
         training = train(
-            model, lesson.loss, seen, self._config(foreign), teacher=lesson.teacher, held_out=judges,
+            model, lesson.loss, seen, self._config(foreign), teacher=lesson.teachers, held_out=judges,
             metric=lesson.metric, checkpoint=self.checkpoint or None, resume=bool(self.checkpoint),
         )  # fmt: skip
         self._follow(training, context, log)

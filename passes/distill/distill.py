@@ -2,7 +2,8 @@
 
 By default the teacher is the model as it was before the pipeline changed what it computes, and the student the model
 under edit: ``prune-channels{ratio=0.5},reconstruct,distill`` wins back what pruning took, without labels. Any other
-model with the same inputs can be the teacher too.
+model with the same inputs can be the teacher too, or several, whose mean is taught: of probabilities at the temperature
+for scores, else of the outputs.
 
 Scores of classes are compared through softmax at a temperature ``T``, times ``T²``; with labels a ``hard`` share of the
 loss is the cross-entropy. Outputs that are no scores are to come near the teacher's by the mean square of the
@@ -43,6 +44,8 @@ class Distill(TrainingPass):
 
     teacher: str = ""
     """A file with the teacher; by default the model before the pipeline changed what it computes."""
+    teachers: tuple[str, ...] = ()
+    """Files with more teachers: the student learns the mean of what all say. Maps inside are those of the first."""
     temperature: float = 4.0
     """Scores are divided by this, above 0, before softmax."""
     hard: float = 0.1
@@ -61,10 +64,14 @@ class Distill(TrainingPass):
 
     def lesson(self, model: ir.Model, context: Context) -> Lesson:
         assert context.data is not None
-        teacher = self._teacher() if self.teacher else context.original
-        if teacher is None:
+        first = self._load(self.teacher) if self.teacher else context.original
+        teachers = [*([] if first is None else [first]), *map(self._load, self.teachers)]
+        if not teachers:
             raise Refuse("the model is as it was, so there is nothing to learn: change it first, or name a teacher")
+        teacher = teachers[0]
         student, original = Editor(model), Editor(teacher)
+        for more in teachers[1:]:
+            list(_counterparts(student, Editor(more)))
         spread = _spread(teacher, context.data)
         losses: list[tuple[float, Loss]] = []
         hard = self.hard if label_kind(context.data) in ("i", "u") else 0.0
@@ -82,11 +89,11 @@ class Distill(TrainingPass):
             losses.append((hard, CrossEntropy()))
         losses += [(self.features, AttentionTransfer(name, name)) for name in _maps(student, original) if self.features]
         loss = losses[0][1] if len(losses) == 1 else WeightedSum(tuple(losses))
-        return Lesson(loss=loss, teacher=teacher)
+        return Lesson(loss=loss, teachers=tuple(teachers))
 
-    def _teacher(self) -> ir.Model:
+    def _load(self, file: str) -> ir.Model:
         try:
-            return load(self.teacher)
+            return load(file)
         except ModelError as error:
             raise OptionError(f"{self.name}.teacher: {error}") from error
 
@@ -135,10 +142,6 @@ def _spread(teacher: ir.Model, data: Dataset) -> dict[str, float]:
         for name, x in pairs
         if isinstance(x, np.ndarray) and x.dtype.kind == "f"
     }
-
-
-def _is_float(found: object) -> bool:
-    return isinstance(found, np.ndarray) and found.dtype.kind == "f"
 
 
 def _maps(student: Editor, teacher: Editor) -> list[str]:

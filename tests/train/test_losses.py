@@ -219,7 +219,7 @@ def test_a_loss_of_another_opset() -> None:
         (CrossEntropy(), {LABELS: np.zeros((3, 1), np.int64)}, DataError, r"must be \[3\]"),
         (CrossEntropy("z"), {LABELS: np.zeros(3, np.int64)}, OptionError, "'z'"),
         (CrossEntropy(axis=2), {LABELS: np.zeros(3, np.int64)}, OptionError, "axis 2"),
-        (Distillation(), {"teacher//scores": _normal(3, 5)}, DataError, "one shape"),
+        (Distillation(), {"teacher//scores/4": _normal(3, 5)}, DataError, "one shape"),
         (MeanSquaredError(teacher=None), {LABELS: np.zeros(3, np.float32)}, DataError, "labels"),
         (AttentionTransfer(), {"teacher/": _normal(3, 4)}, OptionError, "maps"),
     ],
