@@ -78,3 +78,12 @@ def test_more_teachers(run: CommandLine, files: dict[str, str], tmp_path: Path) 
     answer = run(*_arguments(files, "--teacher", str(tmp_path / "none.onnx"), "--force"))
     assert answer.code == 2
     assert "none.onnx" in answer.error
+
+
+def test_features(run: CommandLine, files: dict[str, str]) -> None:
+    inside = ("--features", "1", "--feature-loss", "hints", "--pair", "r=r")
+    assert run(*_arguments(files, *inside)).code == 0
+    assert initializers(load(files["out.onnx"])).keys() == initializers(load(files["student.onnx"])).keys()
+    answer = run(*_arguments(files, *inside[:-1], "r=none", "--force"))
+    assert answer.code == 2
+    assert "the teacher computes no value 'none'" in answer.error

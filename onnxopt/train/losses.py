@@ -157,14 +157,16 @@ class Cosine(_Features):
 class AttentionTransfer(_Features):
     """Where feature maps (N, C, …) are active: Zagoruyko and Komodakis, "Paying More Attention to Attention", 2017, as
     their program has it: the mean of squares over channels, at length 1, compared by the mean square. The numbers of
-    channels may differ."""
+    channels, which are along ``axis``, may differ."""
+
+    axis: int = 1
 
     def build(self, at: LossGraph) -> ir.Value:
         """``mean (a(x) − a(y))²``."""
         x, y = self._pair(at)
         if min(len(at.shape(x)), len(at.shape(y))) < 3:
             raise OptionError(f"attention transfer takes maps (N, C, …), but {x.name!r} is {list(at.shape(x))}")
-        first, second = (at.unit(at.rows(at.mean(at.square(each), 1))) for each in (x, y))
+        first, second = (at.unit(at.rows(at.mean(at.square(each), self.axis))) for each in (x, y))
         _check_alike(at, first, second)
         return at.mean(at.square(at.op("Sub", first, second)))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 import time
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -48,6 +48,8 @@ class Lesson:
     """What they say is averaged."""
     metric: Metric | None = None
     """More is better; without one, the loss judges."""
+    added: tuple[str, ...] = ()
+    """Initializers that were put into the model for the loss alone, and are trained with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +95,14 @@ class TrainingPass(Pass):
 
     @abstractmethod
     def lesson(self, model: ir.Model, context: Context) -> Lesson:
-        """What ``model``, a copy of that under edit, is to learn. Raises ``Refuse`` if nothing."""
+        """What ``model``, a copy of that under edit, is to learn; may add to it what the loss reads. Raises ``Refuse``
+        if nothing."""
 
     def run(self, context: Context) -> Report:
         log = Log(self, context)
         if context.data is None:
             raise DataError(f"{self.name} needs samples to train on: give data= (--data)")
-        if not self.may_change_name("model", context):
+        if not context.gate.allows(self.name, "model"):  # filters are for weights
             return log.report()
         try:
             self._train(context, context.data, log)
@@ -131,12 +134,12 @@ class TrainingPass(Pass):
         lesson = self.lesson(model, context)
         seen, judges = _parts(data, self.batch, self.seed)
         training = train(
-            model, lesson.loss, seen, self._config(foreign), teacher=lesson.teachers, held_out=judges,
+            model, lesson.loss, seen, self._config(foreign, lesson.added), teacher=lesson.teachers, held_out=judges,
             metric=lesson.metric, checkpoint=self.checkpoint or None, resume=bool(self.checkpoint),
         )  # fmt: skip
         self._follow(training, context, log)
         trained = training.result().graph.initializers
-        found = {name: trained[name].const_value for name in training.names}
+        found = {name: trained[name].const_value for name in training.names if name not in lesson.added}
         moved = sum(self.put(name, tensor.numpy(), editor) for name, tensor in found.items() if tensor is not None)
         text = _summary(training, lesson)
         if moved:
@@ -160,12 +163,13 @@ class TrainingPass(Pass):
                 said = time.monotonic()
                 context.on_progress(f"step {step.index + 1} of {training.total}, loss {step.loss:.4g}")
 
-    def _config(self, exclude: Collection[str]) -> TrainConfig:
+    def _config(self, exclude: Collection[str], added: Sequence[str] = ()) -> TrainConfig:
         return TrainConfig(
             epochs=self.epochs, batch=self.batch, micro_batch=self.micro_batch, lr=self.lr,
             schedule=Schedule(self.schedule, warmup=self.warmup), optimizer=_OPTIMIZERS[self.optimizer](),
             clip=self.clip, patience=self.patience, keep_zeros=self.keep_zeros, batch_norm=self.batch_norm,
-            include=self.include, exclude=(*self.exclude, *map(glob.escape, exclude)), seed=self.seed,
+            include=(*self.include, *added) if self.include else (),
+            exclude=(*self.exclude, *map(glob.escape, exclude)), seed=self.seed,
         )  # fmt: skip
 
 
