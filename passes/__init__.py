@@ -72,6 +72,8 @@ CATALOGUE: dict[str, str] = {
     "prune-blocks": "prune.prune_blocks.PruneBlocks",
     "prune-vocabulary": "prune.prune_vocabulary.PruneVocabulary",
     "reconstruct": "prune.reconstruct.Reconstruct",
+    "drop-layers": "distill.drop_layers.DropLayers",
+    "reinitialize": "distill.reinitialize.Reinitialize",
     "finetune": "distill.finetune.Finetune",
     "distill": "distill.distill.Distill",
     "qat": "distill.qat.Qat",

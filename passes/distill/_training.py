@@ -128,7 +128,7 @@ class TrainingPass(Pass):
         foreign = set(model.graph.initializers) - set(editor.model.graph.initializers)
         model = self.prepared(model, context)
         try:
-            find_parameters(model)
+            find_parameters(model, self.include, self.exclude)
         except OptionError as why:
             raise Refuse(str(why)) from why
         lesson = self.lesson(model, context)
