@@ -3,7 +3,8 @@
 The order of an epoch follows from the seed and the number of the epoch alone, so that training can go on anywhere. As
 many samples are in memory as a bound allows: if that is all of them, they are read once; if not, the samples of the
 next steps are read together, in one pass over the data. A teacher is run on samples as they are read, and what it says
-is kept with them, or on disk if not all are in memory; but for inputs that are augmented, which are new each time.
+is kept with them, or on disk if not all are in memory; but for inputs that are augmented, which are new each time, and
+for a teacher that moves.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Batches:
         self._part = part or batch
         self.steps = -(-data.units // self._units)
         """How many make an epoch."""
-        self._taught = augment is None
+        self._taught = augment is None and not (teacher is not None and teacher.moves)
         self._answers: Answers | None = None
         self._order: tuple[int, Array] = (-1, np.arange(data.units))
         self._window: tuple[object, dict[int, Batch]] = ((), {})
@@ -68,11 +69,14 @@ class Batches:
         places = self._places(epoch)[step * self._units : (step + 1) * self._units]
         held = self._held(epoch, step)
         parts = [self._arrays(group) for group in self._groups([held[int(place)] for place in places])]
+        asks = self._teacher if not self._taught else None
+        said = [asks(arrays) for arrays, _ in parts] if asks is not None and asks.moves else []
         if self._augment is not None:
             generator = np.random.default_rng((self._seed or 0, 1, index))
             parts = [(self._augmented(arrays, generator), samples) for arrays, samples in parts]
-        if self._teacher is not None and not self._taught:
-            parts = [({**arrays, **self._teacher(arrays)}, samples) for arrays, samples in parts]
+        if asks is not None:
+            said = said or [asks(arrays) for arrays, _ in parts]
+            parts = [({**arrays, **more}, samples) for (arrays, samples), more in zip(parts, said, strict=True)]
         return parts
 
     def _places(self, epoch: int) -> Array:

@@ -87,11 +87,27 @@ class Distillation(Loss):
 
     def build(self, at: LossGraph) -> ir.Value:
         """``T² · mean Σ_c p_c · (log p_c − log q_c)``, with p of the teacher."""
-        student, teacher = at.output(self.output, scores=True), at.teacher(self.teacher_values()[0])
+        student, teacher = at.output(self.output, scores=True), self._taught(at)
         _check_alike(at, student, teacher)
         q, p = (at.op("LogSoftmax", at.times(x, 1 / self.temperature), axis=self.axis) for x in (student, teacher))
         divergence = at.sum(at.op("Mul", at.op("Exp", p), at.op("Sub", p, q)), self.axis)
         return at.times(at.mean(divergence), self.temperature**2)
+
+    def _taught(self, at: LossGraph) -> ir.Value:
+        return at.teacher(self.teacher_values()[0])
+
+
+@dataclass(frozen=True)
+class SelfDistillation(Distillation):
+    """The same from another output of the model itself, ``teacher``, which does not move for it: Zhang et al., "Be Your
+    Own Teacher", 2019."""
+
+    def teacher_values(self) -> tuple[TeacherValue, ...]:
+        """None."""
+        return ()
+
+    def _taught(self, at: LossGraph) -> ir.Value:
+        return at.detached(at.output(self.teacher, scores=True))
 
 
 @dataclass(frozen=True)

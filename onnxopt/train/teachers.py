@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnxopt.errors import DataError, OptionError
 from onnxopt.model import copy, slim_proto
 from onnxopt.runtime import Session, Snapshot
 from onnxopt.train.loss_graph import TeacherValue, before_softmax
-from onnxopt.train.trainable import aligned_copy
+from onnxopt.train.trainable import aligned_copy, as_inputs
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -55,11 +56,34 @@ class Teacher:
         return _cache.key(*models, repr(self._values), str(self._threads))
 
 
-class _Member:
-    """A model that is asked for some of its values."""
+class MovingTeacher(Teacher):
+    """The model that is trained, with the moving average of its weights (Tarvainen and Valpola, "Mean Teachers are
+    Better Role Models", 2017); it is asked about inputs as they are before augmentation."""
 
-    def __init__(self, model: ir.Model, names: Mapping[TeacherValue, str], threads: int) -> None:
+    moves = True
+
+    def __init__(self, model: ir.Model, values: Sequence[TeacherValue], threads: int) -> None:
+        super().__init__([model], values, threads)
+
+    def follow(self, model: ir.Model, weights: Mapping[str, Array]) -> None:
+        """From now on, have these weights, whatever they are at the time, in place of those of ``model``."""
+        names = {v: _inside(model, v) for v in self._values}
+        self._members = [_Member(model, names, self._threads, weights)]
+
+
+class _Member:
+    """A model that is asked for some of its values; ``weights`` stand in place of initializers, and may change."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        names: Mapping[TeacherValue, str],
+        threads: int,
+        weights: Mapping[str, Array] = MappingProxyType({}),
+    ) -> None:
         model = copy(model)
+        as_inputs(model, weights)
+        self._weights = weights
         known = _made(model)
         found = {v: before_softmax(known[name]) if v.scores else known[name] for v, name in names.items()}
         model.graph.outputs[:] = list(dict.fromkeys(found.values()))
@@ -70,9 +94,11 @@ class _Member:
         session = self._session
         if session is None:
             return {}
-        if missing := [name for name in session.inputs if name not in feeds]:
+        wanted = [name for name in session.inputs if name not in self._weights]
+        if missing := [name for name in wanted if name not in feeds]:
             raise DataError(f"the teacher has an input {missing[0]!r}, which is none of the model; name them alike")
-        own = {name: aligned_copy(feeds[name]) for name in session.inputs}
+        given = {name: self._weights[name] for name in session.inputs if name in self._weights}
+        own = {**given, **{name: aligned_copy(feeds[name]) for name in wanted}}
         found = dict(zip(session.outputs, session.run(own), strict=True))
         return {v: plain(found[name]) for v, name in self._names.items()}
 

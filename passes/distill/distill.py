@@ -91,7 +91,7 @@ class Distill(TrainingPass):
             if taught is None:
                 continue
             name, source = str(own.name), str(taught.name)
-            if _is_score(own, student):
+            if is_score(own, student):
                 losses.append((1 - hard, Distillation(self.temperature, name, source)))
             elif spread[source] > 0:
                 losses.append((1 / spread[source], MeanSquaredError(name, source)))
@@ -144,7 +144,7 @@ def _may_be_alike(first: object, second: object) -> bool:
     return len(first) == len(second) and all(a == b for a, b in both if isinstance(a, int) and isinstance(b, int))
 
 
-def _is_score(value: ir.Value, editor: Editor) -> bool:
+def is_score(value: ir.Value, editor: Editor) -> bool:
     """Whether the last axis holds scores of classes: a softmax makes it, or it is a row a sample of more than one."""
     shape = editor.shape(value)
     if before_softmax(value) is not value:
