@@ -76,6 +76,7 @@ CATALOGUE: dict[str, str] = {
     "reinitialize": "distill.reinitialize.Reinitialize",
     "finetune": "distill.finetune.Finetune",
     "distill": "distill.distill.Distill",
+    "distill-blocks": "distill.distill_blocks.DistillBlocks",
     "self-distill": "distill.self_distill.SelfDistill",
     "qat": "distill.qat.Qat",
     "equalize-channels": "quantize.equalize_channels.EqualizeChannels",

@@ -53,6 +53,8 @@ class Lesson:
     """More is better; without one, the loss judges."""
     added: tuple[str, ...] = ()
     """Initializers that were put into the model for the loss alone, and are trained with it."""
+    fixed: tuple[str, ...] = ()
+    """Initializers that are not to be trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,7 @@ class TrainingPass(Pass):
         """The training of ``model``; a ``checkpoint`` of its own may be given."""
         file = checkpoint or self.checkpoint
         known = {*context.editor.model.graph.initializers, *lesson.added}
-        foreign = sorted(set(model.graph.initializers) - known)
+        foreign = sorted({*lesson.fixed, *set(model.graph.initializers) - known})
         return train(
             model, lesson.loss, parts[0], self.config(foreign, lesson.added), teacher=lesson.teachers,
             held_out=parts[1], metric=lesson.metric, augment=lesson.augment, checkpoint=file or None, resume=bool(file),

@@ -47,27 +47,41 @@ class Qat(Distill):
 
     def prepared(self, model: ir.Model, context: Context) -> ir.Model:
         """``model`` with floats in place of integer weights, rounded on their way where they are weights."""
-        editor = Editor(model)
-        before = {} if context.original is None else _weights(context.original)
-        found = list(_stored(editor))
-        if not any(_is_rounded(node) for node in found):
+        if not round_on_the_way(model, context.original):
             raise Refuse("it has no weights in integers behind a DequantizeLinear: run quantize-static first")
-        for node in found:
-            _make_floats(node, editor, before)
         return model
 
     def put(self, name: str, array: Array, editor: Editor) -> bool:
         """Put a weight into the model, in integers again if it was."""
-        value = editor.model.graph.initializers[name]
-        node = next((use.node for use in value.uses() if use.node.op_type == "DequantizeLinear"), None)
-        tensor = constant_tensor(value)
-        if node is None or tensor is None or tensor.dtype == ir.DataType.FLOAT:
-            return super().put(name, array, editor)
-        rounded = _rounded(array, node, tensor)
-        if np.array_equal(rounded, tensor.numpy()):
-            return False
-        value.const_value = ir.Tensor(rounded, tensor.dtype, name=name)
-        return True
+        found = put_rounded(name, array, editor)
+        return super().put(name, array, editor) if found is None else found
+
+
+def round_on_the_way(model: ir.Model, original: ir.Model | None) -> bool:
+    """Put floats in place of integers, rounded on their way where they are weights; those of ``original`` where these
+    round to them. Says whether there are such weights; if not, nothing is changed."""
+    editor = Editor(model)
+    found = list(_stored(editor))
+    if not any(_is_rounded(node) for node in found):
+        return False
+    before = {} if original is None else _weights(original)
+    for node in found:
+        _make_floats(node, editor, before)
+    return True
+
+
+def put_rounded(name: str, array: Array, editor: Editor) -> bool | None:
+    """Put a weight into the model in integers, and say whether that changed it; ``None`` if it is not of integers."""
+    value = editor.model.graph.initializers[name]
+    node = next((use.node for use in value.uses() if use.node.op_type == "DequantizeLinear"), None)
+    tensor = constant_tensor(value)
+    if node is None or tensor is None or tensor.dtype == ir.DataType.FLOAT:
+        return None
+    rounded = _rounded(array, node, tensor)
+    if np.array_equal(rounded, tensor.numpy()):
+        return False
+    value.const_value = ir.Tensor(rounded, tensor.dtype, name=name)
+    return True
 
 
 def _stored(editor: Editor) -> Iterator[ir.Node]:
