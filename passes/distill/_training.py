@@ -195,7 +195,7 @@ class TrainingPass(Pass):
             epochs=self.epochs, batch=self.batch, micro_batch=self.micro_batch, lr=self.lr,
             schedule=Schedule(self.schedule, warmup=self.warmup), optimizer=_OPTIMIZERS[self.optimizer](),
             clip=self.clip, patience=self.patience, keep_zeros=self.keep_zeros, batch_norm=self.batch_norm,
-            include=(*self.include, *added) if self.include else (),
+            include=(*(self.include or ("*",)), *added) if added else self.include,
             exclude=(*self.exclude, *map(glob.escape, exclude)), seed=self.seed,
         )  # fmt: skip
 
