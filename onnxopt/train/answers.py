@@ -93,7 +93,8 @@ def _write(file: Path, dtype: np.dtype[Any], teacher: Teacher, data: Dataset) ->
 
 
 def _trim(directory: Path, keep: Path) -> None:
-    stats = {file: file.stat() for file in directory.glob("*.npy") if file.exists()}
+    files = [*directory.glob("*.npy"), *directory.glob("*.tmp")]  # the second of runs that were killed
+    stats = {file: file.stat() for file in files if file.exists()}
     total = sum(stat.st_size for stat in stats.values())
     for file in sorted(stats, key=lambda each: (stats[each].st_mtime_ns, each)):
         if total > MAX_BYTES and file != keep:

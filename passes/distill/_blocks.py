@@ -25,6 +25,8 @@ ACTIVATIONS = frozenset(
     {"Celu", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu", "Sigmoid"}
     | {"Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu"}
 )
+_BY_CHANNELS = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "GroupNormalization", "InstanceNormalization"})
+_BY_ROWS = frozenset({"Gemm", "LayerNormalization", "MatMul", "RMSNormalization"})
 _AFTER = NORMALIZATIONS | ACTIVATIONS | {"Identity"}
 _SCALED = frozenset({"Add", "Mul"})
 
@@ -52,6 +54,23 @@ def _end(value: ir.Value) -> ir.Value:
             break
         value = node.outputs[0]
     return value
+
+
+def channel_axis(value: ir.Value, rank: int) -> int:
+    """The axis of channels, by the nearest layer or normalization that ``value`` is made by."""
+    work, seen = [value], {value}
+    while work:
+        node = work.pop(0).producer()
+        if node is None:
+            continue
+        if node.op_type in _BY_CHANNELS:
+            return 1
+        if node.op_type in _BY_ROWS:
+            return rank - 1
+        new = [each for each in node.inputs if each is not None and each not in seen]
+        seen.update(new)
+        work += new
+    return 1
 
 
 def observed(model: ir.Model, names: Iterable[str], batches: Iterable[Batch]) -> Iterator[dict[str, Array]]:

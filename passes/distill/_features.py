@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnxopt.data import Dataset
 from onnxopt.errors import OptionError
 from onnxopt.graph import Editor
-from onnxopt.passes.distill._blocks import Array, block_ends, observed
+from onnxopt.passes.distill._blocks import Array, block_ends, channel_axis, observed
 from onnxopt.train import AttentionTransfer, Loss, MeanSquaredError, SimilarityPreserving
 
 Kind = Literal["attention", "hints", "similarity"]
@@ -41,6 +41,8 @@ class Pair:
     taught: str
     x: Array
     y: Array
+    channels: int
+    """The axis of channels of the student's value, by what makes it."""
 
     def axis(self, kind: Kind) -> int | None:
         """The axis of channels; ``None`` if this loss cannot compare the two."""
@@ -49,7 +51,13 @@ class Pair:
             return 1 if a[:1] == b[:1] and len(a) > 1 and len(b) > 1 else None
         if len(a) != len(b) or len(a) < (3 if kind == "attention" else 2):
             return None
-        return next((at for at in (1, len(a) - 1) if a[:at] + a[at + 1 :] == b[:at] + b[at + 1 :]), None)
+        axes = (self.channels, 1, len(a) - 1)
+        return next((at for at in axes if a[:at] + a[at + 1 :] == b[:at] + b[at + 1 :]), None)
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it has channels in front and places behind."""
+        return self.channels == 1 and self.x.ndim > 2
 
     @property
     def sizes(self) -> str:
@@ -60,22 +68,23 @@ class Pair:
 def pairs_of(student: Editor, teacher: Editor, named: Sequence[str], kind: Kind, data: Dataset) -> list[Pair]:
     """The pairs to teach. Raises ``OptionError`` if a named value is not there, or nothing can be compared."""
     few = next(iter(data.take(_SAMPLES).batches()))
+    names = [tuple(text.split("=", 1)) if "=" in text else (text, text) for text in named]
     if named:
-        names = [text.split("=", 1) if "=" in text else [text, text] for text in named]
-        _check("the model", student, [own for own, _ in names])
-        _check("the teacher", teacher, [taught for _, taught in names])
+        owns, taughts = (list(dict.fromkeys(each)) for each in zip(*names, strict=True))
+        _check("the model", student, owns)
+        _check("the teacher", teacher, taughts)
     else:
-        names = []
-    ends = [] if names else [[str(v.name) for v in block_ends(editor)] for editor in (student, teacher)]
-    owns, taughts = ends or ([own for own, _ in names], [taught for _, taught in names])
+        owns, taughts = ([str(value.name) for value in block_ends(editor)] for editor in (student, teacher))
     x, y = next(observed(student.model, owns, [few])), next(observed(teacher.model, taughts, [few]))
+    made = {str(value.name): value for node in student.model.graph for value in node.outputs}
+    axes = {own: channel_axis(made[own], array.ndim) for own, array in x.items()}
     if names:
-        found = [Pair(own, taught, x[own], y[taught]) for own, taught in names]
+        found = [Pair(own, taught, x[own], y[taught], axes[own]) for own, taught in names]
         if bad := [pair for pair in found if pair.axis(kind) is None]:
             wanted = "the same number of samples" if kind == "similarity" else "the same sizes, but for their channels"
             raise OptionError(f"the pair {bad[0].sizes}: for {kind} they need {wanted}")
         return found
-    found = list(_found(x, y, kind))
+    found = list(_found([[Pair(own, taught, x[own], y[taught], axes[own]) for taught in y] for own in x], kind))
     if not found:
         raise OptionError(
             f"no value at the end of a block of the model has the sizes of one of the teacher; name pairs for {kind}: "
@@ -84,21 +93,22 @@ def pairs_of(student: Editor, teacher: Editor, named: Sequence[str], kind: Kind,
     return found
 
 
-def _found(x: dict[str, Array], y: dict[str, Array], kind: Kind) -> Iterator[Pair]:
-    every = {own: [Pair(own, taught, x[own], y[taught]) for taught in y] for own in x}
-    fitting = {own: [pair for pair in pairs if pair.axis(kind) is not None] for own, pairs in every.items()}
-    alike = {own: [pair for pair in pairs if pair.taught == own] for own, pairs in fitting.items()}
+def _found(every: Sequence[Sequence[Pair]], kind: Kind) -> Iterator[Pair]:
+    """Of all pairs, by value of the student, those to teach."""
+    fitting = [[pair for pair in pairs if pair.axis(kind) is not None] for pairs in every]
+    are_alike = all(any(pair.own == pair.taught for pair in pairs) for pairs in fitting)
     groups: dict[object, list[list[Pair]]] = {}
-    for own, pairs in fitting.items():
+    for pairs in fitting:
         if pairs:
-            groups.setdefault((x[own].shape[2:], *(pair.taught for pair in pairs)), []).append(pairs)
+            sizes = () if kind == "similarity" else (pairs[0].x.shape[2:], *(pair.taught for pair in pairs))
+            groups.setdefault(sizes, []).append(pairs)
     for group in groups.values():
         count = len(group)
-        most = 1 if group[0][0].axis(kind) == 1 and group[0][0].x.ndim > 2 else min(count, _MOST)
+        most = 1 if group[0][0].is_map and kind != "similarity" else min(count, _MOST)
         chosen = [-(-(at + 1) * count // most) - 1 for at in range(most)]
         for at in chosen:
             pairs = group[at]
-            same = alike[pairs[0].own] if all(alike.values()) else []
+            same = [pair for pair in pairs if are_alike and pair.own == pair.taught]
             yield same[0] if same else pairs[-(-(at + 1) * len(pairs) // count) - 1]
 
 

@@ -10,11 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.data import Batch
-from onnxopt.graph import Editor, attribute
-from onnxopt.passes.distill._blocks import block_ends, observed
-
-_BY_CHANNELS = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "GroupNormalization", "InstanceNormalization"})
-_BY_ROWS = frozenset({"Gemm", "LayerNormalization", "MatMul", "RMSNormalization"})
+from onnxopt.graph import Editor
+from onnxopt.passes.distill._blocks import block_ends, channel_axis, observed
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def _add(
 ) -> Head:  # fmt: skip
     graph, node = editor.model.graph, value.producer()
     assert node is not None
-    axis = _channels(value, len(shape))
+    axis = channel_axis(value, len(shape))
     width = shape[axis]
     weight = generator.standard_normal((width, classes)) * math.sqrt(2 / (width + classes))
     w = editor.add_constant(node, weight.astype(np.float32), "distill/head_weight")
@@ -65,20 +62,3 @@ def _add(
     for each in (*nodes, head):
         each.name = str(each.outputs[0].name)
     return Head(str(value.name), str(head.outputs[0].name), (str(w.name), str(b.name)))
-
-
-def _channels(value: ir.Value, rank: int) -> int:
-    """The axis of channels, by the nearest layer or normalization that ``value`` is made by."""
-    work, seen = [value], {value}
-    while work:
-        node = work.pop(0).producer()
-        if node is None:
-            continue
-        if node.op_type in _BY_CHANNELS:
-            return 1
-        if node.op_type in _BY_ROWS:
-            return attribute(node, "axis", -1) % rank if node.op_type == "LayerNormalization" else rank - 1
-        new = [each for each in node.inputs if each is not None and each not in seen]
-        seen.update(new)
-        work += new
-    return 1

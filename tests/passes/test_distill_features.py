@@ -77,6 +77,10 @@ def test_blocks_are_matched_by_size_and_depth() -> None:
     found = pairs_of(Editor(student), Editor(teacher), (), "hints", _pictures(student))
     assert [(pair.own, pair.taught) for pair in found] == [("b0", "t2"), ("b1", "t5")]
     assert [pair.axis("hints") for pair in found] == [1, 1]
+    found = pairs_of(Editor(student), Editor(teacher), (), "similarity", _pictures(student))
+    assert [(pair.own, pair.taught) for pair in found] == [("b0", "t2"), ("b1", "t5")]
+    found = pairs_of(Editor(student), Editor(teacher), ("b0=t0", "b0=t1"), "attention", _pictures(student))
+    assert [(pair.own, pair.taught) for pair in found] == [("b0", "t0"), ("b0", "t1")]
 
 
 def test_tokens_are_matched_by_depth() -> None:
@@ -89,6 +93,8 @@ def test_tokens_are_matched_by_depth() -> None:
     found = pairs_of(Editor(student), Editor(teacher), (), "hints", data)
     assert [(pair.own, pair.taught) for pair in found] == [("own_l0", "l2"), ("own_l1", "l5")]
     assert [pair.axis("hints") for pair in found] == [2, 2]
+    found = pairs_of(Editor(student), Editor(_tokens(4, 3)), ("own_l1=l2",), "hints", data)
+    assert found[0].axis("hints") == 2  # where all sizes are the same, a product says what the channels are
 
 
 @pytest.mark.parametrize("kind", _KINDS)
