@@ -1,15 +1,13 @@
 """Train a model on labels and on what it says itself.
 
-==============  =======================================================================================================
-``method``      the teacher
-==============  =======================================================================================================
-``heads``       the scores of the model, for heads on values inside, which are left out in the end: blocks before learn
-                to be of use (Zhang et al., "Be Your Own Teacher", ICCV 2019)
-``ema``         the average of the weights over time, asked about inputs as they are, while the student gets them with
-                noise (Tarvainen and Valpola, "Mean Teachers are Better Role Models", NIPS 2017); averages come out
-``born-again``  the generation before: the network starts anew from weights that are drawn (see ``reinitialize``), is
-                taught, and teaches the next (Furlanello et al., "Born-Again Neural Networks", ICML 2018)
-==============  =======================================================================================================
+``method`` says who the teacher is:
+
+- ``heads``: the scores of the model, for heads on values inside, which are left out in the end; so blocks before learn
+  to be of use (Zhang et al., "Be Your Own Teacher", ICCV 2019).
+- ``ema``: the average of the weights over time, asked about inputs as they are, while the student gets them with noise;
+  averages come out (Tarvainen and Valpola, "Mean Teachers are Better Role Models", NIPS 2017).
+- ``born-again``: the generation before; the network starts anew from weights that are drawn (see ``reinitialize``), is
+  taught, and teaches the next (Furlanello et al., "Born-Again Neural Networks", ICML 2018).
 
 The loss is ``(1 − soft) · cross-entropy + soft · T² · divergence from the teacher``, for the scores and for each head;
 the scores of a model with heads learn from labels alone. What comes out is what was right most often on samples that
