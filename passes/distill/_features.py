@@ -84,6 +84,7 @@ def pairs_of(student: Editor, teacher: Editor, named: Sequence[str], kind: Kind,
             wanted = "the same number of samples" if kind == "similarity" else "the same sizes, but for their channels"
             raise OptionError(f"the pair {bad[0].sizes}: for {kind} they need {wanted}")
         return found
+    x, y = ({n: a for n, a in each.items() if a.shape[:1] == (few.samples,)} for each in (x, y))  # a row a sample
     found = list(_found([[Pair(own, taught, x[own], y[taught], axes[own]) for taught in y] for own in x], kind))
     if not found:
         raise OptionError(
