@@ -155,6 +155,10 @@ def optimize(**options: Any) -> int:
 @click.argument("model", metavar="STUDENT")
 @click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the trained student.")
 @click.option(
+    "--teacher", "more_teachers", multiple=True, metavar="MODEL",
+    help="A further teacher, as often as there are: the mean of all is taught.",
+)  # fmt: skip
+@click.option(
     "--data",
     required=True,
     metavar="SOURCE",
@@ -173,7 +177,15 @@ def optimize(**options: Any) -> int:
     show_default=True,
     help="What labels count, if there are any.",
 )
-@click.option("--features", type=float, default=0.0, show_default=True, help="What maps inside the models count.")
+@click.option("--features", type=float, default=0.0, show_default=True, help="What values inside count.")
+@click.option(
+    "--feature-loss", type=click.Choice(["attention", "hints", "similarity"]), default="attention", show_default=True,
+    help="How these are compared.",
+)  # fmt: skip
+@click.option(
+    "--pair", "pairs", multiple=True, metavar="OWN=TAUGHT",
+    help="Such a value of STUDENT, and that of TEACHER; default: ends of blocks, by size and depth.",
+)  # fmt: skip
 @click.option("--checkpoint", metavar="FILE", help="Where to keep the state, and to go on from if it is there.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="What the order follows from.")
 @click.option("--strict", is_flag=True, help="Fail if the student learns nothing.")

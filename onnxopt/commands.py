@@ -186,14 +186,15 @@ def _run_document(
 
 
 def _distill(
-    stage: Stage, *, teacher: str, epochs: int, batch: int, lr: float, temperature: float, hard: float, features: float,
+    stage: Stage, *, teacher: str, more_teachers: tuple[str, ...], epochs: int, batch: int, lr: float,
+    temperature: float, hard: float, features: float, feature_loss: Any, pairs: tuple[str, ...],
     checkpoint: str | None, seed: int, **options: Any,
 ) -> int:  # fmt: skip
     from onnxopt.passes.distill.distill import Distill
 
     pass_ = Distill(
-        teacher=teacher, epochs=epochs, batch=batch, lr=lr, temperature=temperature, hard=hard, features=features,
-        checkpoint=checkpoint or "", seed=seed,
+        teacher=teacher, teachers=more_teachers, epochs=epochs, batch=batch, lr=lr, temperature=temperature, hard=hard,
+        features=features, feature_loss=feature_loss, pairs=pairs, checkpoint=checkpoint or "", seed=seed,
     )  # fmt: skip
     unused: dict[str, Any] = dict.fromkeys(("recipe", "probes", "min_sqnr", "max_drop"))
     return _optimize(stage, passes=[pass_], verify="end", command="distill", **unused, **options)

@@ -66,3 +66,24 @@ def test_options_out_of_range(run: CommandLine, files: dict[str, str], option: s
     answer = run(*_arguments(files, option, value))
     assert answer.code == 2
     assert not Path(files["out.onnx"]).exists()
+
+
+def test_more_teachers(run: CommandLine, files: dict[str, str], tmp_path: Path) -> None:
+    """Another teacher changes what is learnt; one that is missing is named."""
+    assert run(*_arguments(files)).code == 0
+    alone = initializers(load(files["out.onnx"]))
+    save(perceptron(seed=5), tmp_path / "more.onnx")
+    assert run(*_arguments(files, "--teacher", str(tmp_path / "more.onnx"), "--force")).code == 0
+    assert not np.array_equal(alone["w1"], initializers(load(files["out.onnx"]))["w1"])
+    answer = run(*_arguments(files, "--teacher", str(tmp_path / "none.onnx"), "--force"))
+    assert answer.code == 2
+    assert "none.onnx" in answer.error
+
+
+def test_features(run: CommandLine, files: dict[str, str]) -> None:
+    inside = ("--features", "1", "--feature-loss", "hints", "--pair", "r=r")
+    assert run(*_arguments(files, *inside)).code == 0
+    assert initializers(load(files["out.onnx"])).keys() == initializers(load(files["student.onnx"])).keys()
+    answer = run(*_arguments(files, *inside[:-1], "r=none", "--force"))
+    assert answer.code == 2
+    assert "the teacher computes no value 'none'" in answer.error

@@ -25,6 +25,7 @@ from onnxopt.train.losses import (
     LossModel,
     MeanSquaredError,
     Relational,
+    SelfDistillation,
     SimilarityPreserving,
     WeightedSum,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Optimizer",
     "Relational",
     "Schedule",
+    "SelfDistillation",
     "SimilarityPreserving",
     "Step",
     "TrainConfig",

@@ -3,23 +3,22 @@
 The order of an epoch follows from the seed and the number of the epoch alone, so that training can go on anywhere. As
 many samples are in memory as a bound allows: if that is all of them, they are read once; if not, the samples of the
 next steps are read together, in one pass over the data. A teacher is run on samples as they are read, and what it says
-is kept with them, but for inputs that are augmented, which are new each time.
+is kept with them, or on disk if not all are in memory; but for inputs that are augmented, which are new each time, and
+for a teacher that moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxopt.data import Batch, Dataset
-from onnxopt.errors import DataError, OptionError
-from onnxopt.model import copy
-from onnxopt.runtime import Session, Snapshot
-from onnxopt.train.loss_graph import LABELS, TeacherValue, before_softmax
-from onnxopt.train.trainable import aligned_copy
+from onnxopt.errors import DataError
+from onnxopt.train.answers import Answers
+from onnxopt.train.loss_graph import LABELS
+from onnxopt.train.teachers import Teacher, plain
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -28,35 +27,6 @@ Augment = Callable[[Arrays, np.random.Generator], Arrays]
 
 MAX_BYTES = 1 << 30
 """So much of the data, with what a teacher says of them, is in memory at a time."""
-
-
-class Teacher:
-    """A model whose values a loss reads."""
-
-    def __init__(self, model: ir.Model, values: Sequence[TeacherValue], threads: int) -> None:
-        """Raises ``OptionError`` if the model has not one of ``values``."""
-        model = copy(model)
-        known = {str(value.name): value for node in model.graph for value in node.outputs}
-        first = str(model.graph.outputs[0].name)
-        if missing := [value.name for value in values if value.name and value.name not in known]:
-            raise OptionError(f"the teacher computes no value {missing[0]!r}")
-        found = [known[value.name or first] for value in values]
-        found = [before_softmax(v) if value.scores else v for v, value in zip(found, values, strict=True)]
-        model.graph.outputs[:] = list(dict.fromkeys(found))
-        self._names = {value.key: str(v.name) for value, v in zip(values, found, strict=True)}
-        self._session = Session(Snapshot.of(model), optimize=True, threads=threads)
-
-    def __call__(self, feeds: Mapping[str, Array]) -> Arrays:
-        """What it says of a batch, by what the loss calls it.
-
-        Raises ``DataError`` if the batch has not all its inputs.
-        """
-        session = self._session
-        if missing := [name for name in session.inputs if name not in feeds]:
-            raise DataError(f"the teacher has an input {missing[0]!r}, which is none of the model; name them alike")
-        own = {name: aligned_copy(feeds[name]) for name in session.inputs}
-        found = dict(zip(session.outputs, session.run(own), strict=True))
-        return {key: _plain(found[name]) for key, name in self._names.items()}
 
 
 class Batches:
@@ -87,7 +57,8 @@ class Batches:
         self._part = part or batch
         self.steps = -(-data.units // self._units)
         """How many make an epoch."""
-        self._taught = augment is None
+        self._taught = augment is None and not (teacher is not None and teacher.moves)
+        self._answers: Answers | None = None
         self._order: tuple[int, Array] = (-1, np.arange(data.units))
         self._window: tuple[object, dict[int, Batch]] = ((), {})
         self._window_steps = self._measure()
@@ -98,11 +69,14 @@ class Batches:
         places = self._places(epoch)[step * self._units : (step + 1) * self._units]
         held = self._held(epoch, step)
         parts = [self._arrays(group) for group in self._groups([held[int(place)] for place in places])]
+        asks = self._teacher if not self._taught else None
+        said = [asks(arrays) for arrays, _ in parts] if asks is not None and asks.moves else []
         if self._augment is not None:
             generator = np.random.default_rng((self._seed or 0, 1, index))
             parts = [(self._augmented(arrays, generator), samples) for arrays, samples in parts]
-        if self._teacher is not None and not self._taught:
-            parts = [({**arrays, **self._teacher(arrays)}, samples) for arrays, samples in parts]
+        if asks is not None:
+            said = said or [asks(arrays) for arrays, _ in parts]
+            parts = [({**arrays, **more}, samples) for (arrays, samples), more in zip(parts, said, strict=True)]
         return parts
 
     def _places(self, epoch: int) -> Array:
@@ -119,8 +93,7 @@ class Batches:
             start = window * self._window_steps * self._units
             chosen = np.sort(self._places(epoch)[start : start + self._window_steps * self._units])
             self._window = ((), {})  # forget the last one before the next is read
-            units = self._read(self._data.part(chosen))
-            self._window = key, dict(zip(chosen.tolist(), units, strict=True))
+            self._window = key, dict(self._read(chosen))
         return self._window[1]
 
     def _measure(self) -> int:
@@ -133,14 +106,23 @@ class Batches:
         if self._data.stackable and any(array.shape[:1] != (batch.samples,) for array in said.values()):
             said, self._taught = {}, False  # it cannot be cut into samples, so it is asked for each part anew
         size = self._data.nbytes / self._data.units + sum(array.nbytes for array in said.values())
-        return int(min(self.steps, max(1, MAX_BYTES // (size * self._units))))
+        fits = MAX_BYTES // (size * self._units)
+        if fits < self.steps and said and self._data.stackable and self._teacher is not None:
+            self._answers = Answers.of(self._teacher, self._data, said)
+        return int(min(self.steps, max(1, fits)))
 
-    def _read(self, data: Dataset) -> Iterator[Batch]:
-        """Each unit by itself."""
-        for batch in data.batches():
-            said = self._teacher(batch.feeds) if self._teacher is not None and self._taught else {}
+    def _read(self, places: Array) -> Iterator[tuple[int, Batch]]:
+        """Each of these units by itself, with its place."""
+        left = iter(places.tolist())
+        for batch in self._data.part(places).batches():
+            asked = self._teacher is not None and self._taught and self._answers is None
+            said = self._teacher(batch.feeds) if asked and self._teacher is not None else {}
             whole = Batch({**batch.feeds, **said}, batch.labels, batch.samples)
-            yield from whole.cut(1) if data.stackable else (whole,)
+            for unit in whole.cut(1) if self._data.stackable else (whole,):
+                place = next(left)
+                if self._answers is not None:
+                    unit.feeds.update(self._answers.at(place))
+                yield place, unit
 
     def _groups(self, units: Sequence[Batch]) -> Iterator[list[Batch]]:
         """Units that go into the model together: of one shape, and no more samples than a part has."""
@@ -161,7 +143,7 @@ class Batches:
         }
         if self._labelled:
             labels = [unit.labels for unit in group if unit.labels is not None]
-            arrays[LABELS] = _plain(np.concatenate(labels) if len(labels) > 1 else labels[0])
+            arrays[LABELS] = plain(np.concatenate(labels) if len(labels) > 1 else labels[0])
         return arrays, sum(unit.samples for unit in group)
 
     def _augmented(self, arrays: Arrays, generator: np.random.Generator) -> Arrays:
@@ -171,10 +153,3 @@ class Batches:
         if made.keys() != given.keys():
             raise DataError(f"augmentation gives {sorted(made)}, but the inputs are {sorted(given)}")
         return {**arrays, **made}
-
-
-def _plain(array: Array) -> Array:
-    """The array in the type that a loss reads it in."""
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"a loss reads numbers, but labels or values of a teacher are {array.dtype}")
-    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64, copy=False)

@@ -17,22 +17,23 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxopt.data import Dataset
-from onnxopt.errors import DataError, OutputError, TrainingError
+from onnxopt.errors import DataError, OptionError, OutputError, TrainingError
 from onnxopt.train import optimizers
-from onnxopt.train.batches import Augment, Batches, Teacher
+from onnxopt.train.batches import Augment, Batches
 from onnxopt.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from onnxopt.train.config import TrainConfig
 from onnxopt.train.loss_graph import LABELS, Loss
 from onnxopt.train.optimizers import Optimizer
+from onnxopt.train.teachers import MovingTeacher, Teacher
 from onnxopt.train.trainable import Trainable, aligned_copy
 from onnxopt.writing import writable
 
@@ -73,7 +74,7 @@ def train(
     data: Dataset,
     config: TrainConfig,
     *,
-    teacher: ir.Model | None = None,
+    teacher: ir.Model | Sequence[ir.Model] | Literal["average"] | None = None,
     held_out: Dataset | None = None,
     metric: Metric | None = None,
     augment: Augment | None = None,
@@ -82,9 +83,12 @@ def train(
 ) -> Training:
     """Prepare to train a copy of ``model``, of opset 18 or later; iterate over what is returned to do it.
 
-    ``teacher`` computes what ``loss`` reads of one, from inputs of the same names. ``held_out`` are samples to judge
-    by: the result is the best of all weights that were judged, those at the start among them. ``metric`` judges; if it
-    is not given, the loss does. ``augment`` gets the inputs of a batch and a generator, and returns new inputs.
+    ``teacher`` computes what ``loss`` reads of one, from inputs of the same names; the outputs of several are averaged,
+    scores as probabilities, and values inside are those of the first. The teacher ``"average"`` is the model itself
+    with the moving average of its weights (``ema``), asked about inputs before augmentation. ``held_out`` are samples
+    to judge by: the result is the best of all weights that were judged, those at the start among them. ``metric``
+    judges; if it is not given, the loss does. ``augment`` gets the inputs of a batch and a generator, and returns new
+    inputs.
     ``checkpoint`` is a file to keep what a killed run needs, which ``resume`` goes on from if it is there.
 
     Raises ``DataError`` if the data do not fit, ``OptionError`` if there is nothing to train, ``GradientError`` if the
@@ -92,14 +96,21 @@ def train(
     resumed.
     """
     values = loss.teacher_values()
-    if values and teacher is None:
+    if values and not teacher:
         raise DataError("the loss reads values of a teacher; give one")
+    if teacher == "average" and not config.ema:
+        raise OptionError("the teacher is the moving average of the weights; give its decay, as ema=0.99")
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists() and not resume:
         raise OutputError(f"the checkpoint {path} exists; resume it, or remove it to start anew")
     if path is not None:
         writable(path, force=True)
-    taught = Teacher(teacher, values, config.threads) if teacher is not None and values else None
+    taught: Teacher | None = None
+    if teacher == "average":
+        taught = MovingTeacher(model, values, config.threads)
+    elif values and teacher is not None:
+        teachers = [teacher] if isinstance(teacher, ir.Model) else list(teacher)
+        taught = Teacher(teachers, values, config.threads)
     batches = Batches(
         data, config.batch, part=config.micro_batch, seed=config.seed,
         teacher=taught, augment=augment, labelled=loss.labelled,
@@ -118,8 +129,11 @@ def train(
         "loss": repr(loss),
         "data set": data.fingerprint,
         "model": _hash(trainable.parameters),
+        "teacher": "" if taught is None or path is None else taught.digest,
     }
     training = Training(trainable, batches, judged, metric, config, path, identity)
+    if isinstance(taught, MovingTeacher):
+        taught.follow(trainable.model, training.shown)
     if path is not None and path.exists():
         training.restore(load_checkpoint(path))
     return training
@@ -166,6 +180,11 @@ class Training:
         return self._trainable.parameters
 
     @property
+    def shown(self) -> Mapping[str, Array]:
+        """What is judged, as it is now: averages, if these are taken, and statistics that follow the data."""
+        return {**self._shown, **self._trainable.statistics}
+
+    @property
     def names(self) -> list[str]:
         """The initializers that may be others in the end: what is trained, and statistics that follow the data."""
         return [*self._trainable.parameters, *self._trainable.statistics]
@@ -199,7 +218,7 @@ class Training:
 
     def result(self) -> ir.Model:
         """The model with the weights that were best on held-out samples; without any, as they are now."""
-        return self._trainable.trained(self._best or {**self._shown, **self._trainable.statistics})
+        return self._trainable.trained(self._best or self.shown)
 
     def checkpoint(self) -> Checkpoint:
         """All that a later run needs to go on from here."""
@@ -216,8 +235,7 @@ class Training:
         self.steps, self.start, self.metric = (checkpoint.state[name] for name in _STATE)
         self._stale = checkpoint.state["stale"]
         if any(name.startswith("best/") for name in checkpoint.arrays):
-            self._best = {**self._shown, **self._trainable.statistics}
-            self._best = {name: np.empty_like(array) for name, array in self._best.items()}
+            self._best = {name: np.empty_like(array) for name, array in self.shown.items()}
         for group, held in self._groups().items():
             for name, array in held.items():
                 array[...] = checkpoint.arrays[f"{group}/{name}"]
@@ -274,7 +292,7 @@ class Training:
     def _judge(self) -> tuple[float, bool]:
         """Look at the held-out samples, and keep the weights if they are the best so far."""
         assert self._held_out is not None
-        weights = {**self._shown, **self._trainable.statistics}
+        weights = self.shown
         total = samples = 0.0
         for index in range(self._held_out.steps):
             for arrays, count in self._held_out.at(index):

@@ -22,6 +22,7 @@ Array = np.ndarray[Any, Any]
 LABELS = "labels"
 """What the input of labels is called, and the array of them among the feeds."""
 _TINY = 1e-12
+_STEPS = 4096.0
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,17 @@ class TeacherValue:
     """The name of the value in the teacher; empty: of its first output."""
     scores: bool = False
     """Whether a softmax that makes it is to be left out."""
+    temperature: float = 1.0
+    """What scores are divided by where those of several teachers are averaged,"""
+    axis: int = -1
+    """and the axis of their classes."""
 
     @property
     def key(self) -> str:
         """What the input that holds it is called."""
-        return f"teacher/{self.name}" + ("/scores" if self.scores else "")
+        if not self.scores:
+            return f"teacher/{self.name}"
+        return f"teacher/{self.name}/scores" + (f"/{self.temperature:g}" if self.temperature != 1 else "")
 
 
 class Loss(ABC):
@@ -130,6 +137,11 @@ class LossGraph:
         """``value``, each row of the last axis at length 1."""
         length = self.sum(self.square(value), -1, keepdims=True)
         return self.op("Div", value, self.op("Sqrt", self.op("Add", length, self.numbers(_TINY, value))))
+
+    def detached(self, value: ir.Value) -> ir.Value:
+        """``value``, in steps of 2⁻¹², which no gradient passes."""
+        steps = self.op("Round", self.times(value, _STEPS))
+        return self.times(steps, 1 / _STEPS)
 
     def rows(self, value: ir.Value) -> ir.Value:
         """``value`` as a matrix with a row a sample."""

@@ -83,15 +83,31 @@ class Distillation(Loss):
 
     def teacher_values(self) -> tuple[TeacherValue, ...]:
         """The scores."""
-        return (TeacherValue(self.teacher or self.output, scores=True),)
+        return (TeacherValue(self.teacher or self.output, True, self.temperature, self.axis),)
 
     def build(self, at: LossGraph) -> ir.Value:
         """``T² · mean Σ_c p_c · (log p_c − log q_c)``, with p of the teacher."""
-        student, teacher = at.output(self.output, scores=True), at.teacher(self.teacher_values()[0])
+        student, teacher = at.output(self.output, scores=True), self._taught(at)
         _check_alike(at, student, teacher)
         q, p = (at.op("LogSoftmax", at.times(x, 1 / self.temperature), axis=self.axis) for x in (student, teacher))
         divergence = at.sum(at.op("Mul", at.op("Exp", p), at.op("Sub", p, q)), self.axis)
         return at.times(at.mean(divergence), self.temperature**2)
+
+    def _taught(self, at: LossGraph) -> ir.Value:
+        return at.teacher(self.teacher_values()[0])
+
+
+@dataclass(frozen=True)
+class SelfDistillation(Distillation):
+    """The same from another output of the model itself, ``teacher``, which does not move for it: Zhang et al., "Be Your
+    Own Teacher", 2019."""
+
+    def teacher_values(self) -> tuple[TeacherValue, ...]:
+        """None."""
+        return ()
+
+    def _taught(self, at: LossGraph) -> ir.Value:
+        return at.detached(at.output(self.teacher, scores=True))
 
 
 @dataclass(frozen=True)
@@ -157,14 +173,16 @@ class Cosine(_Features):
 class AttentionTransfer(_Features):
     """Where feature maps (N, C, …) are active: Zagoruyko and Komodakis, "Paying More Attention to Attention", 2017, as
     their program has it: the mean of squares over channels, at length 1, compared by the mean square. The numbers of
-    channels may differ."""
+    channels, which are along ``axis``, may differ."""
+
+    axis: int = 1
 
     def build(self, at: LossGraph) -> ir.Value:
         """``mean (a(x) − a(y))²``."""
         x, y = self._pair(at)
         if min(len(at.shape(x)), len(at.shape(y))) < 3:
             raise OptionError(f"attention transfer takes maps (N, C, …), but {x.name!r} is {list(at.shape(x))}")
-        first, second = (at.unit(at.rows(at.mean(at.square(each), 1))) for each in (x, y))
+        first, second = (at.unit(at.rows(at.mean(at.square(each), self.axis))) for each in (x, y))
         _check_alike(at, first, second)
         return at.mean(at.square(at.op("Sub", first, second)))
 

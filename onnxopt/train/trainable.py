@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -117,7 +117,7 @@ class Trainable:
         if key not in self._forward:
             _make_room(self._forward)
             model, loss, graph = self._with_loss(arrays, training=False)
-            _feed(model, [*self.parameters, *self.statistics])
+            as_inputs(model, [*self.parameters, *self.statistics])
             model.graph.outputs[:] = [*model.graph.outputs, loss]
             session = Session(Snapshot.of(model), optimize=True, threads=self._threads, training=True)
             self._forward[key] = session, graph.classes
@@ -156,7 +156,7 @@ class Trainable:
             if node.outputs[0].name in self._norms:
                 for value, output in zip(node.inputs[3:5], node.outputs[1:], strict=True):
                     moved[str(value.name)] = str(output.name)  # type: ignore[union-attr]
-        _feed(model, [*self.parameters, *self.statistics])
+        as_inputs(model, [*self.parameters, *self.statistics])
         found = gradient_graph(model, str(loss.name), list(self.parameters), keep=list(moved.values()))
         session = Session(Snapshot.of(found.model), optimize=True, threads=self._threads, training=True)
         fixed = {**self.parameters, **self.statistics}
@@ -214,7 +214,7 @@ def aligned_copy(array: Array) -> Array:
     return found
 
 
-def _feed(model: ir.Model, names: Sequence[str]) -> None:
+def as_inputs(model: ir.Model, names: Iterable[str]) -> None:
     """Turn initializers into inputs."""
     for name in names:
         value = model.graph.initializers.pop(name)

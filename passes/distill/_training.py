@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 import time
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -28,10 +28,12 @@ from onnxopt.passes.cleanup.convert_opset import ConvertOpset
 from onnxopt.passes.cleanup.inline_functions import InlineFunctions
 from onnxopt.passes.cleanup.inline_if import InlineIf
 from onnxopt.train import LAMB, SGD, AdamW, Loss, Schedule, TrainConfig, Training, accuracy, train
+from onnxopt.train.batches import Augment
 from onnxopt.train.loop import Metric
 from onnxopt.train.parameters import find_parameters
 
 Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
 
 _OPTIMIZERS = {"adamw": AdamW, "sgd": SGD, "lamb": LAMB}
 _JUDGES = 0.9
@@ -44,9 +46,15 @@ class Lesson:
     """What a model is to learn."""
 
     loss: Loss
-    teacher: ir.Model | None = None
+    teachers: tuple[ir.Model, ...] | Literal["average"] = ()
+    """What they say is averaged. ``average``: the teacher is the average of the weights over time."""
+    augment: Augment | None = None
     metric: Metric | None = None
     """More is better; without one, the loss judges."""
+    added: tuple[str, ...] = ()
+    """Initializers that were put into the model for the loss alone, and are trained with it."""
+    fixed: tuple[str, ...] = ()
+    """Initializers that are not to be trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,19 +94,20 @@ class TrainingPass(Pass):
         if self.optimizer not in _OPTIMIZERS:
             raise OptionError(f"{self.name}.optimizer is one of {', '.join(_OPTIMIZERS)}; got {self.optimizer!r}")
         try:
-            self._config(())
+            self.config(())
         except OptionError as error:
             raise OptionError(f"{self.name}: {error}") from None
 
     @abstractmethod
     def lesson(self, model: ir.Model, context: Context) -> Lesson:
-        """What ``model``, a copy of that under edit, is to learn. Raises ``Refuse`` if nothing."""
+        """What ``model``, a copy of that under edit, is to learn; may add to it what the loss reads. Raises ``Refuse``
+        if nothing."""
 
     def run(self, context: Context) -> Report:
         log = Log(self, context)
         if context.data is None:
             raise DataError(f"{self.name} needs samples to train on: give data= (--data)")
-        if not self.may_change_name("model", context):
+        if not context.gate.allows(self.name, "model"):  # filters are for weights
             return log.report()
         try:
             self._train(context, context.data, log)
@@ -119,32 +128,52 @@ class TrainingPass(Pass):
         return True
 
     def _train(self, context: Context, data: Dataset, log: Log) -> None:
-        editor = context.editor
-        model = differentiable(editor.model)
-        foreign = set(model.graph.initializers) - set(editor.model.graph.initializers)
-        model = self.prepared(model, context)
-        try:
-            find_parameters(model)
-        except OptionError as why:
-            raise Refuse(str(why)) from why
+        model = self.copied(context)
         lesson = self.lesson(model, context)
-        seen, judges = _parts(data, self.batch, self.seed)
-        training = train(
-            model, lesson.loss, seen, self._config(foreign), teacher=lesson.teacher, held_out=judges,
-            metric=lesson.metric, checkpoint=self.checkpoint or None, resume=bool(self.checkpoint),
-        )  # fmt: skip
-        self._follow(training, context, log)
-        trained = training.result().graph.initializers
-        found = {name: trained[name].const_value for name in training.names}
-        moved = sum(self.put(name, tensor.numpy(), editor) for name, tensor in found.items() if tensor is not None)
+        training = self.training(model, lesson, self.parts(data), context)
+        self.follow(training, context, log)
+        names = [name for name in training.names if name not in lesson.added]
+        moved = self.give_back(training.result(), names, context)
         text = _summary(training, lesson)
         if moved:
-            log.changed("model", f"{moved} of {len(found)} tensors trained: {text}")
+            log.changed("model", f"{moved} trained: {text}")
         else:
             log.refused("model", f"training made it no better: {text}")
 
-    def _follow(self, training: Training, context: Context, log: Log) -> None:
-        """Train to the end, with a row of the report for each epoch."""
+    def copied(self, context: Context) -> ir.Model:
+        """What is trained in place of the model under edit. Raises ``Refuse`` if nothing can be."""
+        model = self.prepared(differentiable(context.editor.model), context)
+        try:
+            find_parameters(model, self.include, self.exclude)
+        except OptionError as why:
+            raise Refuse(str(why)) from why
+        return model
+
+    def parts(self, data: Dataset) -> tuple[Dataset, Dataset]:
+        """Samples to train on, and others to judge by."""
+        return _parts(data, self.batch, self.seed)
+
+    def training(
+        self, model: ir.Model, lesson: Lesson, parts: tuple[Dataset, Dataset], context: Context, checkpoint: str = ""
+    ) -> Training:
+        """The training of ``model``; a ``checkpoint`` of its own may be given."""
+        file = checkpoint or self.checkpoint
+        known = {*context.editor.model.graph.initializers, *lesson.added}
+        foreign = sorted({*lesson.fixed, *set(model.graph.initializers) - known})
+        return train(
+            model, lesson.loss, parts[0], self.config(foreign, lesson.added), teacher=lesson.teachers,
+            held_out=parts[1], metric=lesson.metric, augment=lesson.augment, checkpoint=file or None, resume=bool(file),
+        )  # fmt: skip
+
+    def give_back(self, trained: ir.Model, names: Collection[str], context: Context) -> str:
+        """Put these tensors into the model under edit; says how many of them that changed, nothing if none."""
+        found = {name: trained.graph.initializers[name].const_value for name in names}
+        arrays = {name: tensor.numpy() for name, tensor in found.items() if tensor is not None}
+        moved = sum(self.put(name, array, context.editor) for name, array in arrays.items())
+        return f"{moved} of {len(found)} tensors" if moved else ""
+
+    def follow(self, training: Training, context: Context, log: Log, **facts: object) -> None:
+        """Train to the end, with a row of the report for each epoch, which begins with ``facts``."""
         losses: list[float] = []
         said = time.monotonic()
         for step in training:
@@ -152,19 +181,22 @@ class TrainingPass(Pass):
             if step.metric is not None:
                 mean = sum(losses) / len(losses)
                 log.measured(
-                    epoch=step.epoch + 1, steps=step.index + 1, loss=mean, held_out=step.metric, best=step.is_best
-                )
+                    **facts, epoch=step.epoch + 1, steps=step.index + 1, loss=mean, held_out=step.metric,
+                    best=step.is_best,
+                )  # fmt: skip
                 losses = []
             if context.on_progress is not None and time.monotonic() - said > _SAY_EVERY:
                 said = time.monotonic()
                 context.on_progress(f"step {step.index + 1} of {training.total}, loss {step.loss:.4g}")
 
-    def _config(self, exclude: Collection[str]) -> TrainConfig:
+    def config(self, exclude: Collection[str], added: Sequence[str] = ()) -> TrainConfig:
+        """How it is trained: without the initializers ``exclude``, and with those that were ``added``."""
         return TrainConfig(
             epochs=self.epochs, batch=self.batch, micro_batch=self.micro_batch, lr=self.lr,
             schedule=Schedule(self.schedule, warmup=self.warmup), optimizer=_OPTIMIZERS[self.optimizer](),
             clip=self.clip, patience=self.patience, keep_zeros=self.keep_zeros, batch_norm=self.batch_norm,
-            include=self.include, exclude=(*self.exclude, *map(glob.escape, exclude)), seed=self.seed,
+            include=(*(self.include or ("*",)), *added) if added else self.include,
+            exclude=(*self.exclude, *map(glob.escape, exclude)), seed=self.seed,
         )  # fmt: skip
 
 

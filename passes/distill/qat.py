@@ -6,25 +6,30 @@ Behind ``quantize-static``, in one pipeline with it. A weight that is stored in 
     y = layer(x, DequantizeLinear(QuantizeLinear(W)))        in place of        layer(x, DequantizeLinear(q)),
 
 with gradients straight through the rounding. It starts from the weights of the model before, where these round to
-``q``, else from what ``q`` stands for. Biases are trained as floats. In the end both are rounded and stored as they
-were, so that the model has the same nodes, and ONNX Runtime runs the same integer kernels. Scales stay.
+``q``, else from what ``q`` stands for. Biases are trained as floats. ``scales=learned`` trains the scales of weights
+too, as ``s · exp(t)``, so that a step moves them by a share (LSQ); those of activations stay as they were calibrated.
+In the end all is rounded and stored as it was, so that the model has the same nodes, and ONNX Runtime runs the same
+integer kernels.
 
-Source: Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam and Kalenichenko, "Quantization and Training of Neural Networks for
-Efficient Integer-Arithmetic-Only Inference", CVPR 2018. The loss is that of ``distill``.
+Sources: Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam and Kalenichenko, "Quantization and Training of Neural Networks
+for Efficient Integer-Arithmetic-Only Inference", CVPR 2018; Esser, McKinstry, Bablani, Appuswamy and Modha, "Learned
+Step Size Quantization", ICLR 2020. The loss is that of ``distill``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.errors import OptionError
 from onnxopt.graph import Editor, attribute, constant_tensor
 from onnxopt.pass_base import Context, Refuse
-from onnxopt.passes.distill._training import Array
+from onnxopt.passes.distill._scales import learn_scales, put_scales
+from onnxopt.passes.distill._training import Array, Lesson
 from onnxopt.passes.distill.distill import Distill
 
 _ROUNDED = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT16)
@@ -44,30 +49,61 @@ class Qat(Distill):
 
     lr: float = 1e-4
     """The largest learning rate."""
+    scales: Literal["fixed", "learned"] = "fixed"
+    """Whether the scales of weights are trained too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scales not in ("fixed", "learned"):
+            raise OptionError(f"{self.name}.scales is fixed or learned, got {self.scales!r}")
 
     def prepared(self, model: ir.Model, context: Context) -> ir.Model:
         """``model`` with floats in place of integer weights, rounded on their way where they are weights."""
-        editor = Editor(model)
-        before = {} if context.original is None else _weights(context.original)
-        found = list(_stored(editor))
-        if not any(_is_rounded(node) for node in found):
+        if not round_on_the_way(model, context.original):
             raise Refuse("it has no weights in integers behind a DequantizeLinear: run quantize-static first")
-        for node in found:
-            _make_floats(node, editor, before)
         return model
+
+    def lesson(self, model: ir.Model, context: Context) -> Lesson:
+        found = super().lesson(model, context)
+        return replace(found, added=(*found.added, *learn_scales(model))) if self.scales == "learned" else found
+
+    def give_back(self, trained: ir.Model, names: Collection[str], context: Context) -> str:
+        """Scales first, since weights are rounded by them."""
+        moved = put_scales(trained, context.editor)
+        tensors = super().give_back(trained, names, context)
+        return ", ".join(text for text in (tensors, f"{moved} scales" if moved else "") if text)
 
     def put(self, name: str, array: Array, editor: Editor) -> bool:
         """Put a weight into the model, in integers again if it was."""
-        value = editor.model.graph.initializers[name]
-        node = next((use.node for use in value.uses() if use.node.op_type == "DequantizeLinear"), None)
-        tensor = constant_tensor(value)
-        if node is None or tensor is None or tensor.dtype == ir.DataType.FLOAT:
-            return super().put(name, array, editor)
-        rounded = _rounded(array, node, tensor)
-        if np.array_equal(rounded, tensor.numpy()):
-            return False
-        value.const_value = ir.Tensor(rounded, tensor.dtype, name=name)
-        return True
+        found = put_rounded(name, array, editor)
+        return super().put(name, array, editor) if found is None else found
+
+
+def round_on_the_way(model: ir.Model, original: ir.Model | None) -> bool:
+    """Put floats in place of integers, rounded on their way where they are weights; those of ``original`` where these
+    round to them. Says whether there are such weights; if not, nothing is changed."""
+    editor = Editor(model)
+    found = list(_stored(editor))
+    if not any(_is_rounded(node) for node in found):
+        return False
+    before = {} if original is None else _weights(original)
+    for node in found:
+        _make_floats(node, editor, before)
+    return True
+
+
+def put_rounded(name: str, array: Array, editor: Editor) -> bool | None:
+    """Put a weight into the model in integers, and say whether that changed it; ``None`` if it is not of integers."""
+    value = editor.model.graph.initializers[name]
+    node = next((use.node for use in value.uses() if use.node.op_type == "DequantizeLinear"), None)
+    tensor = constant_tensor(value)
+    if node is None or tensor is None or tensor.dtype == ir.DataType.FLOAT:
+        return None
+    rounded = _rounded(array, node, tensor)
+    if np.array_equal(rounded, tensor.numpy()):
+        return False
+    value.const_value = ir.Tensor(rounded, tensor.dtype, name=name)
+    return True
 
 
 def _stored(editor: Editor) -> Iterator[ir.Node]:

@@ -22,9 +22,11 @@ from tests.fuzz.models import FLAVOURS, Sample, samples, tried
 OPTIONS: dict[str, dict[str, Any]] = {
     "convert-opset": {"version": 22},
     "distill": {"batch": 1, "epochs": 1},
+    "distill-blocks": {"batch": 1, "epochs": 1},
     "finetune": {"batch": 1, "epochs": 1},
     "prune-vocabulary": {"unknown": 0},
     "qat": {"batch": 1, "epochs": 1},
+    "self-distill": {"batch": 1, "epochs": 1},
     "quantize-static": {"placement": "all"},  # what is measured depends on the machine
 }
 """Options for passes that cannot do without, or should not be left to themselves, by name."""

@@ -86,9 +86,11 @@ def _network() -> ir.Model:
         "w": rng.standard_normal((4, 5)),
         "v": rng.standard_normal((4, 5)),
         "b": rng.standard_normal(5),
+        "u1": rng.standard_normal((5, 5)),
+        "u2": rng.standard_normal((5, 5)),
     }
     return graph(
-        """g (float[N,3,H,W] x) => (float[N,5] y, float[N,5] z, float[N,5] g)
+        """g (float[N,3,H,W] x) => (float[N,5] y, float[N,5] z, float[N,5] g, float[N,5] s2)
         <float one = {1}, float half = {0.5}, float root = {1.4142135}, float low = {0}, float high = {6}>
         {
             pads = Constant <value = int64[8] {0, 0, 1, 1, 0, 0, 1, 1}> ()
@@ -111,6 +113,12 @@ def _network() -> ir.Model:
             e1 = Add(e, one)
             h = Mul(y, e1)
             g = Mul(h, half)
+            a1 = MatMul(y, u1)
+            r1 = Relu(a1)
+            s1 = Add(y, r1)
+            a2 = MatMul(s1, u2)
+            r2 = Relu(a2)
+            s2 = Add(s1, r2)
         }""",
         **_single(arrays),
     )

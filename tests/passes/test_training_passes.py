@@ -211,6 +211,24 @@ def test_qat_trains_integers() -> None:
     assert all(first[name].dtype.kind != "f" for name in moved)  # scales stay
 
 
+def test_qat_learns_scales_and_those_of_biases_follow() -> None:
+    teacher, scores = _taught(), partial(softmax, axis=-1)
+    quantized = _quantized(teacher)
+    options: dict[str, Any] = {"epochs": 20, "batch": 20, "lr": 0.003, "hard": 0, "scales": "learned"}
+    after, report = _run(Qat(**options), quantized, dataset(400), original=teacher)
+    assert "scales" in report.changes[0].text
+    assert count_ops(after) == count_ops(quantized)
+    assert _off(after, teacher, scores) < 0.75 * _off(quantized, teacher, scores)
+    first, second = initializers(quantized), initializers(after)
+    assert [(name, array.dtype) for name, array in first.items()] == [(n, array.dtype) for n, array in second.items()]
+    floats = [name for name, array in first.items() if array.dtype == np.float32]
+    moved = [name for name in floats if not np.array_equal(first[name], second[name])]
+    (layer,) = (node for node in after.graph if node.op_type == "Gemm")
+    x, w, b = (value.producer().inputs[1].const_value.numpy() for value in layer.inputs)  # type: ignore[union-attr]
+    assert str(layer.inputs[1].producer().inputs[1].name) in moved  # type: ignore[union-attr]
+    np.testing.assert_allclose(b, x * w, rtol=1e-5)
+
+
 def test_qat_wants_integers() -> None:
     _, report = _run(Qat(), perceptron(), dataset(), original=_taught())
     assert "run quantize-static first" in report.refusals[0].text
@@ -238,6 +256,7 @@ def test_in_a_pipeline() -> None:
         lambda: Distill(temperature=0.0),
         lambda: Distill(hard=1.5),
         lambda: Distill(features=-1.0),
+        lambda: Qat(scales="free"),  # type: ignore[arg-type]
     ],
 )
 def test_options_out_of_range(make: Any) -> None:

@@ -325,3 +325,27 @@ def test_half_precision_outputs() -> None:
     )
     steps = list(train(model, CrossEntropy(), dataset(), CONFIG, held_out=dataset(), metric=accuracy))
     assert steps[-1].loss < steps[0].loss
+
+
+def test_the_average_of_the_weights_teaches() -> None:
+    """What it says is that of the model with the averages, of inputs before augmentation."""
+    seen: list[dict[str, Array]] = []
+
+    def augment(feeds: dict[str, Array], _: np.random.Generator) -> dict[str, Array]:
+        seen.append({"x": feeds["x"]})
+        return {"x": feeds["x"] + 1}
+
+    run = train(perceptron(), MeanSquaredError(), dataset(), _change(ema=0.5), teacher="average", augment=augment)
+    steps = iter(run)
+    next(steps)
+    averages = run.result()
+    arrays = run._batches.at(1)[0][0]
+    np.testing.assert_array_equal(arrays["x"], seen[-1]["x"] + 1)
+    wanted = support.outputs(averages, seen[-1])[0]
+    np.testing.assert_allclose(arrays["teacher/"], wanted, rtol=1e-5, atol=1e-6)
+    assert next(steps).loss > 0
+
+
+def test_an_average_that_is_not_taken_cannot_teach() -> None:
+    with pytest.raises(OptionError, match="give its decay"):
+        train(perceptron(), MeanSquaredError(), dataset(), CONFIG, teacher="average")

@@ -21,6 +21,7 @@ from onnxopt.train import (
     LossModel,
     MeanSquaredError,
     Relational,
+    SelfDistillation,
     SimilarityPreserving,
     WeightedSum,
 )
@@ -93,6 +94,20 @@ def test_distillation(temperature: float) -> None:
     loss = Distillation(temperature)
     (value,) = loss.teacher_values()
     _check(loss, _normal(5, 4), {value.key: teacher}, _divergence(teacher, temperature))
+
+
+def test_the_teacher_inside_does_not_move() -> None:
+    """Its gradient is that of a teacher outside that says the same."""
+    x = _normal(5, 4)
+    gradients = []
+    for loss in (SelfDistillation(2.0, "y", "t"), Distillation(2.0, "y", "t")):
+        model = support.graph("g (float[N,C] x) => (float[N,C] y, float[N,C] t) { y = Tanh(x) t = Softplus(x) }")
+        extra = {value.key: np.log1p(np.exp(x)) for value in loss.teacher_values()}
+        at = LossGraph(with_sizes(model, {"x": x}), extra)
+        found = gradient_graph(at.editor.model, str(loss.build(at).name), ["x"])
+        gradients.append(support.outputs(found.model, {"x": x, **extra})[1])
+    np.testing.assert_allclose(gradients[0], gradients[1], atol=1e-3)
+    assert np.abs(gradients[0]).max() > 0.01
 
 
 def test_gradient_of_distillation_keeps_its_size_at_high_temperatures() -> None:
@@ -219,7 +234,7 @@ def test_a_loss_of_another_opset() -> None:
         (CrossEntropy(), {LABELS: np.zeros((3, 1), np.int64)}, DataError, r"must be \[3\]"),
         (CrossEntropy("z"), {LABELS: np.zeros(3, np.int64)}, OptionError, "'z'"),
         (CrossEntropy(axis=2), {LABELS: np.zeros(3, np.int64)}, OptionError, "axis 2"),
-        (Distillation(), {"teacher//scores": _normal(3, 5)}, DataError, "one shape"),
+        (Distillation(), {"teacher//scores/4": _normal(3, 5)}, DataError, "one shape"),
         (MeanSquaredError(teacher=None), {LABELS: np.zeros(3, np.float32)}, DataError, "labels"),
         (AttentionTransfer(), {"teacher/": _normal(3, 4)}, OptionError, "maps"),
     ],
