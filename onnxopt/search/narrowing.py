@@ -22,6 +22,8 @@ _GROW = 4.0
 _CLOSE = 1.15
 """Noises this near are the same."""
 _LEAST = 1e-7
+_MOST_OFF = 100.0
+"""Expectations are not further off than by this factor."""
 _PRIOR = 0.1
 """How much the additive model is trusted beside one measured plan."""
 
@@ -44,6 +46,8 @@ class Narrowing:
     seen: dict[Plan, bool] = field(default_factory=dict)
     """Plans that were proposed, and whether they held."""
 
+    _noises: dict[Plan, float] = field(default_factory=dict)
+
     def __post_init__(self) -> None:
         self._space = only(self.space, self.methods)
 
@@ -51,8 +55,9 @@ class Narrowing:
         """The next plan to be measured; ``None`` when there is none."""
         target, limits = self.budget.target, self.budget.limits
         while len(self.seen) < self.tries and self.high > _CLOSE * self.low and self.noise > _LEAST:
-            plan = allocate(self._space, target, self.noise, correction, limits) or allocate(
-                self._space, target, self.noise, correction
+            expected = self.noise / self._excess(correction)
+            plan = allocate(self._space, target, expected, correction, limits) or allocate(
+                self._space, target, expected, correction
             )
             if plan is None:
                 return None
@@ -60,7 +65,7 @@ class Narrowing:
             plan = replace(plan, epochs=epochs, timed=target == "latency")
             if plan and plan not in self.seen:
                 return plan
-            if self.high == math.inf and predict(self._space, plan, correction).noise < self.noise / _GROW:
+            if self.high == math.inf and predict(self._space, plan, correction).noise < expected / _GROW:
                 return None  # all that there is makes no more noise
             self._narrow(self.noise, self.seen.get(plan, True))
         return None
@@ -69,7 +74,18 @@ class Narrowing:
         """What became of the plan that was proposed."""
         holds = not measured.problem and self.budget.is_likely(measured.loss)
         self.seen[measured.plan] = holds
+        if not measured.problem and measured.noise > 0:
+            self._noises[measured.plan] = measured.noise
         self._narrow(measured.noise if not measured.problem and not self.epochs else self.noise, holds)
+
+    def _excess(self, correction: Correction) -> float:
+        """How many times as much noise as expected a plan makes, as the measured one did that came nearest to what is
+        wanted: where many changes meet, noise grows faster than their sum."""
+        if not self._noises:
+            return 1.0
+        plan = min(self._noises, key=lambda each: abs(math.log(self._noises[each] / self.noise)))
+        expected = predict(self._space, plan, correction).noise
+        return min(max(self._noises[plan] / expected, 1 / _MOST_OFF), _MOST_OFF) if expected > 0 else 1.0
 
     def _narrow(self, noise: float, holds: bool) -> None:
         if holds:

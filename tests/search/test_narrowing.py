@@ -44,6 +44,18 @@ def test_plans_end_just_below_what_the_budget_allows(limit: float) -> None:
     assert limit / 2 < max(held) <= limit
 
 
+@pytest.mark.parametrize("excess", [0.3, 8.0])
+def test_plans_end_there_too_where_expectations_are_far_off(excess: float) -> None:
+    limit = 1e-2
+    found = Narrowing(space(), Budget(0.01, "macs"), ("prune",), 8)
+    held = []
+    while (plan := found.propose(PLAIN)) is not None:
+        noise = excess * predict(space(), plan, PLAIN).noise ** 1.3
+        held += [noise] if noise <= limit else []
+        found.learn(measured(plan, noise, limit))
+    assert limit / 2 < max(held) <= limit
+
+
 def test_search_ends_where_nothing_more_can_be_done() -> None:
     found = Narrowing(space(), Budget(0.5, "size"), ("quantize",), 8)
     plans = []
