@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from models._common import MODELS
 
-from benchmarks import venvs
-from benchmarks.cleanup import measure
+from benchmarks import parts, venvs
 from benchmarks.cleanup.experiment import Store, digest
-from benchmarks.cleanup.tools import BY_NAME
 
 Record = dict[str, Any]
 
@@ -40,18 +35,12 @@ SEEDS = range(5)
 WAYS = ("labels", "both", "teacher")
 
 
-def version(*modules: str) -> str:
-    """Of our own sources, and of the modules of this folder that take part."""
-    parts = [(HERE / f"{name}.py").read_bytes() for name in modules]
-    return BY_NAME["onnxopt"].fingerprint() + hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+version = functools.partial(parts.version, HERE)
 
 
 def ask(module: str, *arguments: object) -> Record:
-    run = measure.run([sys.executable, "-m", f"benchmarks.distill.{module}", *map(str, arguments)], TIMEOUT)
-    try:
-        return {"said": json.loads(run.stdout)}
-    except ValueError:
-        return {"failure": " ".join(run.failure())[:400]}
+    """What a module of this folder prints."""
+    return parts.ask(f"benchmarks.distill.{module}", *arguments, timeout=TIMEOUT)
 
 
 class Lab:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import venvs
-from benchmarks.cleanup import measure
+from benchmarks import parts, venvs
 from benchmarks.cleanup.experiment import Store, digest
-from benchmarks.cleanup.tools import BY_NAME
 from benchmarks.lowrank import cases, peers, scale
 from benchmarks.quantize.experiment import ONE_THREAD, one_thread
 
@@ -40,19 +35,12 @@ THREADS = (1, 2)
 """Of BLAS. Two on a machine that has other work can take a hundred times as long as one."""
 
 
-def version(*modules: str) -> str:
-    """Of our own sources, and of the modules of this folder that take part."""
-    parts = [(HERE / f"{name}.py").read_bytes() for name in modules]
-    return BY_NAME["onnxopt"].fingerprint() + hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+version = functools.partial(parts.version, HERE)
 
 
 def ask(module: str, *arguments: object, timeout: float = TIMEOUT) -> Record:
-    """In a process of its own: a bad model can take the runtime down with it."""
-    run = measure.run([sys.executable, "-m", f"benchmarks.lowrank.{module}", *map(str, arguments)], timeout)
-    try:
-        return {"said": json.loads(run.stdout)}
-    except ValueError:
-        return {"failure": " ".join(run.failure())[:400]}
+    """What a module of this folder prints."""
+    return parts.ask(f"benchmarks.lowrank.{module}", *arguments, timeout=timeout)
 
 
 class Lab:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cleanup import measure
+from benchmarks import parts
 from benchmarks.cleanup.experiment import Store, digest
-from benchmarks.cleanup.tools import BY_NAME
 from benchmarks.corpus import fetch
 from benchmarks.prune import damage
 from benchmarks.prune.peer import FOLDER, Network
@@ -28,17 +26,12 @@ RATIOS = (0.3, 0.5)
 
 def version(*modules: str) -> str:
     """Of our own sources, and of the modules of this folder that take part."""
-    parts = [(HERE / f"{name}.py").read_bytes() for name in (*modules, "prepared")]
-    return BY_NAME["onnxopt"].fingerprint() + hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    return parts.version(HERE, *modules, "prepared")
 
 
 def ask(module: str, *arguments: object) -> Record:
-    """In a process of its own: a bad model can take the runtime down with it."""
-    run = measure.run([sys.executable, "-m", f"benchmarks.prune.{module}", *map(str, arguments)], TIMEOUT)
-    try:
-        return {"said": json.loads(run.stdout)}
-    except ValueError:
-        return {"failure": " ".join(run.failure())[:400]}
+    """What a module of this folder prints."""
+    return parts.ask(f"benchmarks.prune.{module}", *arguments, timeout=TIMEOUT)
 
 
 def network(one: Network, store: Store) -> Record:
