@@ -26,8 +26,8 @@ def render(results: Results, machine: dict[str, str]) -> str:
         found += [
             "## The search, beside the best single method",
             "Accuracy in % on samples that the search never saw; latency, CPU time of one thread on one sample, in "
-            "units of the original's, with the middle half. *Best single*: the least of all methods alone, ours and ONNX "
-            "Runtime's, that lose no more than is allowed on the same samples.",
+            "units of the original's, with the middle half. *Best single*: the least of all methods alone, ours and "
+            "ONNX Runtime's, that lose no more than is allowed on the same samples.",
             table(
                 ["model", "target", "allowed", "accuracy", "latency", "size", "best single", "what was done", "s"],
                 [_search(r, singles) for r in searches],
