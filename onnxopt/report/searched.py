@@ -62,8 +62,9 @@ def _measures(found: AutoResult) -> list[before_after.Measure]:
     chosen, after = found.chosen, inspection.costs(found.model)
     after.file_bytes, after.macs = chosen.measured.bytes, chosen.measured.macs
     size, *rest = before_after.costs(found.before, after)
+    latency = before_after.latency(chosen.latency, *(chosen.measured.middle or ()))
     loss = chosen.final or chosen.measured.loss
-    return [size, before_after.latency(chosen.latency), *rest, *before_after.scores(found.metric, loss)]
+    return [size, latency, *rest, *before_after.scores(found.metric, loss)]
 
 
 def _loss_text(found: AutoResult) -> str:

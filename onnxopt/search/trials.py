@@ -58,6 +58,8 @@ class Measured:
     """Those that are computed with integers."""
     problem: str = ""
     """Why nothing came of it."""
+    middle: tuple[float, float] | None = None
+    """Between these is half of the latencies that were measured."""
 
 
 @dataclass
@@ -83,7 +85,8 @@ class Trials:
             time = partial(self._latency, snapshot)
             latency = self.evaluations.remembered(f"latency {plan!r}", dict[str, float], time)
             self.made[plan] = Measured(
-                plan, result.loss, result.noise, latency["ratio"], result.size, result.macs, result.nodes
+                plan, result.loss, result.noise, latency["median"], result.size, result.macs, result.nodes,
+                middle=(latency["low"], latency["high"]),
             )  # fmt: skip
         return [self.made[plan] for plan in plans]
 
@@ -107,7 +110,8 @@ class Trials:
 
     def _latency(self, snapshot: Snapshot) -> dict[str, float]:
         first, second = (Session(each, optimize=True, threads=1) for each in (self.bench.original, snapshot))
-        return {"ratio": latency_ratio(first, second, self.bench.feeds, seconds=_SECONDS).median}
+        found = latency_ratio(first, second, self.bench.feeds, seconds=_SECONDS)
+        return {"median": found.median, "low": found.low, "high": found.high}
 
 
 def carry_out(shared: bytes, plan: Plan) -> Made:

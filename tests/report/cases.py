@@ -65,7 +65,8 @@ def auto_result(*, holds: bool = True) -> AutoResult:
 
     def found(plan: Plan, drop: float, noise: float, ratio: float, nodes: tuple[str, ...] = ()) -> Found:
         loss = Loss(0.9, 0.9 - drop, drop - 0.005, drop + 0.005, 300)
-        return Found(Measured(plan, loss, noise, ratio, 800, 700, nodes), ratio, ratio - 0.1, ratio + 0.1, ratio, noise)
+        measured = Measured(plan, loss, noise, ratio, 800, 700, nodes, middle=(ratio - 0.02, ratio + 0.03))
+        return Found(measured, ratio, ratio - 0.1, ratio + 0.1, ratio, noise)
 
     chosen = found(PLAN, 0.01, 0.05, 0.6, (SCRIPT,))
     others = [found(Plan(), 0.0, 1e-9, 0.98), found(Plan(prune=(("wide", 0.5),)), 0.2, 0.6, 0.4)]

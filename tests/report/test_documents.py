@@ -43,6 +43,7 @@ def test_a_search_tells_what_was_gained_and_lost() -> None:
     assert rows["macs"]["after"] == 700
     assert rows["parameters"] == {"what": "parameters", "before": 80, "after": 40, "change": -0.5, "interval": None}
     assert (rows["latency"]["after"], rows["latency"]["change"]) == (0.6, pytest.approx(-0.4))
+    assert rows["latency"]["interval"] == [pytest.approx(-0.42), pytest.approx(-0.37)]
     assert (rows["score"]["before"], rows["score"]["after"]) == (0.95, 0.942)
     assert rows["score"]["interval"] == [-0.013, -0.003]
     assert found["holds"] is True
