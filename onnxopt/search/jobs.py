@@ -94,7 +94,7 @@ class Evaluations:
             if self._submit([job], failed):
                 self._lost += 1
                 failed[self._name(job)] = Failure(
-                    self.gone or "its worker died twice while it was computed, most likely for want of memory"
+                    self.gone or "its worker died while it alone was computed, most likely for want of memory"
                 )
             if self._lost >= _MOST_LOST and not self.gone:
                 self.gone = f"the workers lost {_MOST_LOST} evaluations in a row"

@@ -34,6 +34,18 @@ class LocalWorkers(Executor):
             self._pool = self._new()
             return self._pool.submit(fn, *args, **kwargs)
 
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> bool | None:
+        """What is interrupted does not wait for evaluations that nobody is going to ask for."""
+        if kind is None:
+            return super().__exit__(kind, *rest)  # type: ignore[arg-type]
+        processes = list((getattr(self._pool, "_processes", None) or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+        return None
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
 

@@ -1,0 +1,110 @@
+"""Evaluations in processes of this machine, some of which die."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxopt.errors import OptionError
+from onnxopt.search.jobs import Evaluations, Failure, Job
+from onnxopt.search.workers import LocalWorkers
+
+WORK = """
+import os, signal, time
+
+def double(shared, number):
+    return 2 * number + len(shared)
+
+def die(shared, number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def die_once(shared, number, mark):
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+def grow(shared, number):
+    return len(bytearray(number))
+
+def sleep(shared, number):
+    time.sleep(number)
+    return number
+
+def where(shared):
+    return os.getpid(), len(os.sched_getaffinity(0))
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module that workers can import too."""
+    (tmp_path / "works_of_tests.py").write_text(WORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    import works_of_tests  # type: ignore[import-not-found]
+
+    yield works_of_tests
+    sys.modules.pop("works_of_tests")
+
+
+def evaluations(executor: LocalWorkers, *, seconds: float = 100.0) -> Evaluations:
+    return Evaluations(b"xyz", "key", executor, time.monotonic() + seconds, lambda text: None)
+
+
+def test_a_worker_that_dies_costs_its_job(work: Any, tmp_path: Path) -> None:
+    jobs = [Job(work.double, (n,), int, "") for n in range(4)]
+    jobs.insert(2, Job(work.die, (7,), int, ""))
+    with LocalWorkers(2) as executor:
+        found = evaluations(executor)
+        results = found.run(jobs)
+        assert not found.gone
+        assert [results[at] for at in (0, 1, 3, 4)] == [3, 5, 7, 9]
+        assert isinstance(results[2], Failure)
+        assert "its worker died while it alone was computed" in results[2].reason
+        again = [Job(work.double, (8,), int, ""), Job(work.die_once, (9, str(tmp_path / "mark")), int, "")]
+        assert found.run(again) == [19, 9]
+    assert not multiprocessing.active_children()
+
+
+def test_workers_have_cores_of_their_own(work: Any) -> None:
+    with LocalWorkers(2) as executor:
+        every = [executor.submit(work.where, b"") for _ in range(8)]
+        found = {future.result() for future in every}
+    assert sum(cores for _, cores in found) <= max(2, len(os.sched_getaffinity(0)))
+
+
+def test_memory_is_bounded(work: Any) -> None:
+    with LocalWorkers(1, memory=1.0) as executor:
+        found = evaluations(executor).run([Job(work.grow, (n,), int, "") for n in (10, 2_000_000_000)])
+    assert found == [10, Failure("it needs more memory than a worker may take")]
+
+
+def test_no_process_is_left_where_a_search_is_interrupted(work: Any) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        jobs = [Job(work.sleep, (600 + n,), float, "") for n in range(20)]
+        signal.setitimer(signal.ITIMER_REAL, 1.5)
+        with pytest.raises(KeyboardInterrupt), LocalWorkers(2) as executor:
+            evaluations(executor, seconds=1000).run(jobs)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not multiprocessing.active_children()
+
+
+def test_fewer_than_one_worker_is_a_mistake() -> None:
+    with pytest.raises(OptionError, match="from 1 on, got 0"):
+        LocalWorkers(0)
