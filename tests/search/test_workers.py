@@ -5,9 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +14,6 @@ import pytest
 from onnxopt.errors import OptionError
 from onnxopt.search.jobs import Evaluations, Failure, Job
 from onnxopt.search.workers import LocalWorkers
-
-WORK = """
-import os, signal, time
-
-def double(shared, number):
-    return 2 * number + len(shared)
-
-def die(shared, number):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def die_once(shared, number, mark):
-    if not os.path.exists(mark):
-        open(mark, "w").close()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-def grow(shared, number):
-    return len(bytearray(number))
-
-def sleep(shared, number):
-    time.sleep(number)
-    return number
-
-def where(shared):
-    return os.getpid(), len(os.sched_getaffinity(0))
-"""
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A module that workers can import too."""
-    (tmp_path / "works_of_tests.py").write_text(WORK)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    import works_of_tests  # type: ignore[import-not-found]
-
-    yield works_of_tests
-    sys.modules.pop("works_of_tests")
 
 
 def evaluations(executor: LocalWorkers, *, seconds: float = 100.0) -> Evaluations:

@@ -1,0 +1,73 @@
+"""Evaluations on a Dask cluster of several workers, of which some go."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import distributed
+import pytest
+
+from onnxopt.errors import OptionError
+from onnxopt.search.cluster import DaskExecutor
+from onnxopt.search.jobs import Evaluations, Failure, Job
+
+
+@pytest.fixture
+def cluster(work: Any, tmp_path: Path) -> Iterator[Any]:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(tmp_path), silence_logs=50
+    ) as found:
+        yield found
+
+
+def evaluations(executor: DaskExecutor, said: list[str] | None = None) -> Evaluations:
+    shared = bytes(1 << 17)  # so large that it is sent once
+    return Evaluations(shared, "key", executor, time.monotonic() + 100, (said if said is not None else []).append)
+
+
+def test_results_are_those_of_this_process_and_a_worker_that_dies_costs_nothing(
+    work: Any, cluster: Any, tmp_path: Path
+) -> None:
+    jobs = [Job(work.double, (n,), int, "") for n in range(12)]
+    jobs.insert(5, Job(work.die_once, (7, str(tmp_path / "mark")), int, ""))
+    with DaskExecutor(cluster.scheduler_address) as executor:
+        found = evaluations(executor)
+        results = found.run(jobs)
+    assert results.pop(5) == 7
+    assert results == [2 * n + (1 << 17) for n in range(12)]
+    assert not found.gone
+    assert (tmp_path / "mark").exists()
+
+
+def test_a_cluster_that_vanishes_ends_the_search_with_what_is_known(work: Any, cluster: Any) -> None:
+    with DaskExecutor(cluster.scheduler_address) as executor:
+        found = evaluations(executor)
+        assert found.run([Job(work.double, (1,), int, "")]) == [2 + (1 << 17)]
+        stop = threading.Timer(0.5, cluster.close)
+        stop.start()
+        results = found.run([Job(work.double, (n,), int, "") for n in range(200)])
+        stop.join()
+    assert len(results) == 200
+    lost = [each for each in results if isinstance(each, Failure)]
+    assert lost
+    assert "workers lost 3 evaluations in a row" in found.gone
+    assert results[1] == 2 + (1 << 17)
+
+
+def test_nobody_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxopt.search.cluster._PATIENCE", "1s")
+    with pytest.raises(OptionError, match=r"there is no Dask scheduler at tcp://127.0.0.1:9"):
+        DaskExecutor("tcp://127.0.0.1:9")
+    with pytest.raises(OptionError, match="there is no Dask scheduler at nonsense"):
+        DaskExecutor("nonsense://x")
+
+
+def test_without_dask_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(OptionError, match=r"onnxopt\[dask\]"):
+        DaskExecutor("tcp://127.0.0.1:9")
