@@ -11,6 +11,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,16 @@ class Item(NamedTuple):
 
 Items = Callable[[], Iterator[Item]]
 """Goes through all items anew at each call."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Items in memory."""
+
+    items: list[Item]
+
+    def __call__(self) -> Iterator[Item]:
+        return iter(self.items)
 
 
 class FeedList:
@@ -69,6 +80,10 @@ class FeedList:
         self.unit_bytes = np.array(sizes, dtype=np.int64)
         self._sums = sums
         self.fingerprint = hasher.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Items travel to other processes as they are, wherever they came from."""
+        return self.__dict__ | {"_items": _Kept(list(self._items()))}
 
     def batches(self, units: Array) -> Iterator[Batch]:
         """These items, in order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -192,6 +193,9 @@ def test_every_source_gives_all_samples_again_and_again(
     np.testing.assert_array_equal(joined(again.split(0.5, seed=3)[0], "i"), joined(first, "i"))
     assert len({tuple(joined(data.split(0.5, seed)[0], "i").tolist()) for seed in range(9)}) > 1
     assert len({data.fingerprint, first.fingerprint, second.fingerprint}) == 3
+    elsewhere = pickle.loads(pickle.dumps(first))
+    assert elsewhere.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(joined(elsewhere, "i"), joined(first, "i"))
 
 
 @pytest.mark.parametrize("named", [True, False])
