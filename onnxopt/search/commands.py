@@ -22,7 +22,7 @@ def auto(
 ) -> int:  # fmt: skip
     """Search, write what was found, and tell of it."""
     from onnxopt.commands import load_source, print_json, print_shown, say
-    from onnxopt.writing import writable
+    from onnxopt.writing import replace_file, writable
 
     written = writable(output, force)
     if written.exists() and Path(model).exists() and written.samefile(model):
@@ -54,7 +54,8 @@ def auto(
         written = written.with_name(written.stem + NEAREST + written.suffix)
         text = written.with_suffix(".toml")
     save(result.model, written, force=True)
-    text.write_text(result.recipe, encoding="utf-8")
+    with replace_file(text) as file:
+        file.write(result.recipe.encode())
     sets.write(result, folder, force=True)
     if report is not None:
         from onnxopt.report.command import report_result

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -221,6 +223,26 @@ def test_a_model_of_the_set_is_picked(folder: Path, tmp_path: Path, onnxopt: Com
     assert one.stat().st_size / NET.stat().st_size == pytest.approx(picked["size"], rel=0.05)
     number = onnxopt("pick", str(folder), "--number", "1", "-o", str(one), "--force", "--json").json
     assert number == listed["models"][0]
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_searched_again(
+    tmp_path: Path, onnxopt: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (
+        "auto", str(NET), "--data", str(DATA), "--max-drop", "2%", "--target", "size", "--method", "quantize",
+        "--no-train", "-o", str(tmp_path / "m.onnx"),
+    )  # fmt: skip
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        answer = onnxopt(*arguments)
+    assert answer.code == 2
+    assert "No space left on device" in answer.err
+    assert not list(tmp_path.iterdir())
+    assert onnxopt(*arguments, "--json").json["holds"]
 
 
 @pytest.mark.parametrize(
