@@ -1,4 +1,4 @@
-"""The models, and samples of them that neither trained them nor are searched with: the test split, cut anew by seed."""
+"""The models, training samples to search with, and others to promise on and to judge by, cut anew by seed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ REAL = {"magika": "real/magika", "ppocr-cls": "real/ppocr-cls"}
 NAMES = (*OWN, *REAL)
 _UNTOUCHED = 0.3
 """The share of the samples that only the benchmark sees."""
+_SEARCHED = 1500
+"""So many training samples take part in a search."""
 _BATCH = 32
 
 
@@ -38,22 +40,28 @@ class Case:
     output: str
     """What holds the scores."""
     arrays: Feed
-    """All samples, ``labels`` among them."""
+    """Samples that did not train it, ``labels`` among them;"""
+    training: Feed | None
+    """and some that did, where they are known."""
 
-    def split(self, seed: int) -> tuple[Feed, Feed]:
-        """Samples to search with, and others."""
-        count = len(self.arrays["labels"])
-        order = np.random.default_rng(seed).permutation(count)
-        cut = round((1 - _UNTOUCHED) * count)
-        return self._part(order[:cut]), self._part(order[cut:])
-
-    def _part(self, rows: Array) -> Feed:
-        return {name: x[rows] for name, x in self.arrays.items()}
+    def split(self, seed: int) -> tuple[Feed, Feed | None, Feed]:
+        """Samples to search with, others to hold the budget on, where those are not divided, and others to judge by."""
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(len(self.arrays["labels"]))
+        cut = round((1 - _UNTOUCHED) * len(order))
+        known, untouched = _part(self.arrays, order[:cut]), _part(self.arrays, order[cut:])
+        if self.training is None:
+            return known, None, untouched
+        return _part(self.training, rng.permutation(len(self.training["labels"]))[:_SEARCHED]), known, untouched
 
     @cached_property
     def one(self) -> Feed:
         """A single sample, to take the time of."""
         return {name: x[:1] for name, x in self.arrays.items() if name != "labels"}
+
+
+def _part(arrays: Feed, rows: Array) -> Feed:
+    return {name: x[rows] for name, x in arrays.items()}
 
 
 def case(name: str, data: Path = corpus.DATA) -> Case:
@@ -63,19 +71,21 @@ def case(name: str, data: Path = corpus.DATA) -> Case:
 
 def _own(name: str) -> Case:
     entry = CATALOGUE[name]
-    x, y = samples(entry["data"], "test")
     with np.load(MODELS / entry["eval"], allow_pickle=False) as arrays:
         (key,) = set(arrays.files) - {"labels"}
         shape = arrays[key].shape[1:]
-    arrays = {key: x.reshape(-1, *shape), "labels": y.astype(np.int64)}
-    return Case(name, MODELS / entry["path"], entry["labels_output"], arrays)
+    test, training = (
+        {key: x.reshape(-1, *shape), "labels": y.astype(np.int64)}
+        for x, y in (samples(entry["data"], split) for split in ("test", "train"))
+    )
+    return Case(name, MODELS / entry["path"], entry["labels_output"], test, training)
 
 
 def _real(name: str, data: Path) -> Case:
     fetch.fetch_real()
     (task,) = corpus.tasks(["real"], [REAL[name]], data)
     with np.load(task.evaluation, allow_pickle=False) as file:
-        return Case(name, task.model, task.output, {key: file[key] for key in file.files})
+        return Case(name, task.model, task.output, {key: file[key] for key in file.files}, None)
 
 
 def accuracy(model: Path, one: Case, data: Feed) -> float:

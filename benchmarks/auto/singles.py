@@ -54,7 +54,7 @@ class Reader(ort.CalibrationDataReader):  # type: ignore[misc]
 def tried(name: str, way: str, seed: int, folder: Path) -> Record:
     """What came of it; ``failure`` says why nothing did."""
     one = case(name)
-    given, untouched = one.split(seed)
+    given, _, untouched = one.split(seed)
     made = folder / f"{name}-{way}.onnx".replace(" ", "-")
     try:
         if way in OURS:

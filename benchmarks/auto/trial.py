@@ -25,12 +25,13 @@ def searched(
 ) -> Record:
     """What a search came to; latency and accuracy are measured here anew."""
     one = case(name)
-    given, untouched = one.split(seed)
+    given, kept, untouched = one.split(seed)
     options = {"methods": methods} if methods else {}
     start = time.perf_counter()
     found = onnxopt.auto(
         one.model,
         data=given,
+        evaluation=kept,
         max_drop=max_drop,
         target=target,
         time_budget=seconds,

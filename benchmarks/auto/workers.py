@@ -58,7 +58,7 @@ def simulated(workers: int) -> float:
 def searched(workers: int) -> tuple[float, int]:
     """Seconds of a search on a cluster, and how many evaluations it made."""
     one = case("cnn1d_mnist1d")
-    given, _ = one.split(time.time_ns() % 1000)  # samples of which nothing is known
+    given, _, _ = one.split(time.time_ns() % 1000)  # samples of which nothing is known
     with cluster(workers) as executor:
         start = time.perf_counter()
         found = onnxopt.auto(

@@ -36,7 +36,7 @@ from onnxopt.search.space import METHODS, Method, Space, explore
 from onnxopt.search.trials import Measured, Trials
 from onnxopt.search.workers import LocalWorkers
 
-FITTED = 0.45
+FITTED = 0.4
 """The share of the samples that passes see;"""
 KEPT = 0.4
 """and the share that is kept for the end, where no others are given for that. Plans are compared on the rest."""
@@ -45,6 +45,8 @@ _TRIES, _TRIES_ALONE = 8, 5
 _EXPLORED = 0.4
 """The most of the time that what each change does alone may take."""
 _EPOCHS = 10
+_CALMER = 0.8
+"""Where one loses too much on the samples that are kept, the next makes at most so much of its noise."""
 _FINALISTS = 4
 """So many models may be judged on the samples that are kept for the end: of many, one would hold by luck."""
 
@@ -239,14 +241,17 @@ def _settle(search: _Search, yardstick: Yardstick, share: float, started: float)
     """The best model that holds the budget on the samples that were kept; if none does, the nearest."""
     budget, found = search.budget, search.found()
     near = sorted((f for f in found if budget.is_within_limits(f)), key=lambda f: f.cost(budget.target))
-    likely = [f for f in near if budget.is_likely(f.measured.loss)][:_FINALISTS]
+    likely = [f for f in near if budget.is_likely(f.measured.loss)]
     chosen, problem, judged = None, "", list[Found]()
-    for candidate in likely:
+    while likely and chosen is None and len(judged) < _FINALISTS:
+        if len(judged) == _FINALISTS - 1:  # the last may be cautious
+            likely.sort(key=lambda f: f.measured.noise)
+        candidate = likely[0]
         final = yardstick.loss(search.trials.replayed(candidate.measured))
         judged.append(replace(candidate, final=final))
         if budget.is_held(final):
             chosen = judged[-1]
-            break
+        likely = [f for f in likely if f.measured.noise < _CALMER * candidate.measured.noise]
     if chosen is None:
         chosen, problem = _nearest(search, judged, near or found, yardstick)
     finals = {each.measured.plan: each for each in (*judged, chosen)}

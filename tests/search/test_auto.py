@@ -51,7 +51,7 @@ def test_budget_holds_on_samples_that_nothing_was_chosen_by(found: AutoResult) -
 
     fitted, rest = load_data(DATA, load(NET)).split(FITTED)
     compared, kept = rest.split(1 - KEPT / (1 - FITTED))
-    assert (len(fitted), len(compared)) == (450, 150)
+    assert (len(fitted), len(compared)) == (400, 200)
     final = found.chosen.final
     assert final is not None
     assert final.samples == len(kept) == 400
