@@ -42,11 +42,14 @@ KEPT = 0.4
 """and the share that is kept for the end, where no others are given for that. Plans are compared on the rest."""
 _TRIES, _TRIES_ALONE = 8, 5
 """So many plans by all methods, and by each alone, are measured to find out how much noise the budget allows."""
+_CALM = 3
+"""So many plans are measured besides that make less noise than is allowed."""
 _EXPLORED = 0.4
 """The most of the time that what each change does alone may take."""
 _EPOCHS = 10
 _CALMER = 0.8
-"""Where one loses too much on the samples that are kept, the next makes at most so much of its noise."""
+"""Where one loses too much on the samples that are kept, the next makes at most so much of the noise that would do if
+losses went with noise."""
 _FINALISTS = 4
 """So many models may be judged on the samples that are kept for the end: of many, one would hold by luck."""
 
@@ -138,7 +141,7 @@ def auto(
     with executor if own else nullcontext():
         evaluations = Evaluations(bench.packed(), bench.key, executor, started + time_budget, on_progress)
         trials = Trials(bench, evaluations)
-        narrowings = _TRIES + _TRIES_ALONE * (len(methods) * (len(methods) > 1) + train)
+        narrowings = _TRIES + _CALM + _TRIES_ALONE * (len(methods) * (len(methods) > 1) + train)
         evaluations.planned = 1 + len(plans := known_plans(bench.cleaned, methods, budget.target)) + narrowings
         (cleaned,) = trials.measure([Plan()])
         if cleaned.problem:
@@ -183,7 +186,7 @@ class _Search:
 
     def run(self) -> None:
         """Try plans by all methods and by each alone, as long as there is time."""
-        every = Narrowing(self.space, self.budget, self._methods, _TRIES)
+        every = Narrowing(self.space, self.budget, self._methods, _TRIES, calmer=_CALM)
         alone = [
             Narrowing(self.space, self.budget, (m,), _TRIES_ALONE) for m in self._methods if len(self._methods) > 1
         ]
@@ -251,7 +254,8 @@ def _settle(search: _Search, yardstick: Yardstick, share: float, started: float)
         judged.append(replace(candidate, final=final))
         if budget.is_held(final):
             chosen = judged[-1]
-        likely = [f for f in likely if f.measured.noise < _CALMER * candidate.measured.noise]
+        calmer = _CALMER * min(1.0, budget.max_drop / max(final.high, 1e-9)) * candidate.measured.noise
+        likely = [f for f in likely if f.measured.noise < calmer]
     if chosen is None:
         chosen, problem = _nearest(search, judged, near or found, yardstick)
     finals = {each.measured.plan: each for each in (*judged, chosen)}

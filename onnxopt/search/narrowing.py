@@ -22,6 +22,7 @@ _GROW = 4.0
 _CLOSE = 1.15
 """Noises this near are the same."""
 _LEAST = 1e-7
+_CALMER = 3.0
 _MOST_OFF = 100.0
 """Expectations are not further off than by this factor."""
 _PRIOR = 0.1
@@ -39,6 +40,8 @@ class Narrowing:
     """So many plans are measured at most."""
     epochs: int = 0
     """Plans are trained so long."""
+    calmer: int = 0
+    """So many plans with less noise follow: the samples of the end may ask for them, and people have other budgets."""
     noise: float = _FIRST
     """What the next plan may make."""
     low: float = 0.0
@@ -47,6 +50,8 @@ class Narrowing:
     """Plans that were proposed, and whether they held."""
 
     _noises: dict[Plan, float] = field(default_factory=dict)
+    _rungs: list[float] | None = None
+    """The noises of calmer plans that are to come, once the most noise is found."""
 
     def __post_init__(self) -> None:
         self._space = only(self.space, self.methods)
@@ -61,14 +66,24 @@ class Narrowing:
             )
             if plan is None:
                 return None
-            epochs = self.epochs if plan.prune or plan.split else 0
-            plan = replace(plan, epochs=epochs, timed=target == "latency")
+            plan = self._as_asked(plan)
             if plan and plan not in self.seen:
                 return plan
             if self.high == math.inf and predict(self._space, plan, correction).noise < expected / _GROW:
                 return None  # all that there is makes no more noise
             self._narrow(self.noise, self.seen.get(plan, True))
+        if self._rungs is None:
+            self._rungs = [self.low / _CALMER**at for at in range(1, self.calmer + 1)]
+        while self._rungs and self.low:
+            self.noise = self._rungs.pop(0)
+            plan = allocate(self._space, target, self.noise / self._excess(correction), correction, limits)
+            if plan is not None and (plan := self._as_asked(plan)) and plan not in self.seen:
+                return plan
         return None
+
+    def _as_asked(self, plan: Plan) -> Plan:
+        epochs = self.epochs if plan.prune or plan.split else 0
+        return replace(plan, epochs=epochs, timed=self.budget.target == "latency")
 
     def learn(self, measured: Measured) -> None:
         """What became of the plan that was proposed."""
@@ -76,7 +91,8 @@ class Narrowing:
         self.seen[measured.plan] = holds
         if not measured.problem and measured.noise > 0:
             self._noises[measured.plan] = measured.noise
-        self._narrow(measured.noise if not measured.problem and not self.epochs else self.noise, holds)
+        if self._rungs is None:
+            self._narrow(measured.noise if not measured.problem and not self.epochs else self.noise, holds)
 
     def _excess(self, correction: Correction) -> float:
         """How many times as much noise as expected a plan makes, as the measured one did that came nearest to what is

@@ -56,6 +56,18 @@ def test_plans_end_there_too_where_expectations_are_far_off(excess: float) -> No
     assert limit / 2 < max(held) <= limit
 
 
+def test_calmer_plans_follow() -> None:
+    found = Narrowing(space(), Budget(0.01, "macs"), ("prune",), 8, calmer=3)
+    noises = []
+    while (plan := found.propose(PLAIN)) is not None:
+        noises.append(predict(space(), plan, PLAIN).noise)
+        found.learn(measured(plan, noises[-1], 1e-2))
+    most = max(noise for noise in noises if noise <= 1e-2)
+    last = noises[-3:]
+    assert last == sorted(last, reverse=True)
+    assert all(most / 3**at / 2 < noise <= most / 3**at * 1.001 for at, noise in enumerate(last, 1))
+
+
 def test_search_ends_where_nothing_more_can_be_done() -> None:
     found = Narrowing(space(), Budget(0.5, "size"), ("quantize",), 8)
     plans = []
