@@ -11,10 +11,11 @@ Solved by HiGHS (Huangfu and Hall, "Parallelizing the dual revised simplex metho
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -243,14 +244,23 @@ def _gains(effect: Effect, factor: float) -> dict[Target, float]:
 
 @contextmanager
 def _no_output() -> Iterator[None]:
-    """Nothing goes to standard output: HiGHS writes a line there now and then, whatever its options say."""
+    """Nothing goes to standard output: HiGHS writes a line there now and then, whatever its options say; where that is a
+    file or a pipe, into a buffer of C, which would be written when the process ends."""
     sys.stdout.flush()
+    _flush()
     kept = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 1)
         yield
     finally:
+        _flush()
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nowhere)
+
+
+def _flush() -> None:
+    """The buffers of C, where there is a library to ask."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).fflush(None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import product
 
 import pytest
@@ -84,3 +87,18 @@ def test_solver_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     half = Effect(0.1, 0.4, 50, 60)
     allocate(Space((GroupLevels("a", ("a",), (), {0.5: half}),), (), 1, 1, 1), "size", 1, PLAIN)
     assert capfd.readouterr().out == ""
+
+
+def test_what_c_has_buffered_is_not_written_later() -> None:
+    """Where standard output is a pipe, C writes when its buffer is full or the process ends."""
+    code = (
+        "import ctypes\n"
+        "from onnxopt.search.allocation import _no_output\n"
+        "print('before')\n"
+        "with _no_output():\n"
+        "    ctypes.CDLL(None).printf(b'noise')\n"
+        "print('after')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["before", "after"]
