@@ -244,8 +244,8 @@ def _gains(effect: Effect, factor: float) -> dict[Target, float]:
 
 @contextmanager
 def _no_output() -> Iterator[None]:
-    """Nothing goes to standard output: HiGHS writes a line there now and then, whatever its options say; where that is a
-    file or a pipe, into a buffer of C, which would be written when the process ends."""
+    """Nothing goes to standard output: HiGHS writes a line there now and then, whatever its options say; where that is
+    a file or a pipe, into a buffer of C, which would be written when the process ends."""
     sys.stdout.flush()
     _flush()
     kept = os.dup(1)
