@@ -20,6 +20,9 @@ class TrainConfig:
     """The samples of a step. The last step of an epoch has those that are left."""
     micro_batch: int = 0
     """So many samples go into the model at a time, which bounds memory; their gradients are added up. 0: all."""
+    recompute: bool = False
+    """Whether values inside are computed again for the gradients in place of being kept: that takes less memory, and up
+    to one more forward pass a step."""
     lr: float = 1e-3
     schedule: Schedule = field(default_factory=Schedule)
     optimizer: Rule = field(default_factory=AdamW)

@@ -59,16 +59,18 @@ class Trainable:
         exclude: Sequence[str] = (),
         untied: bool = False,
         batch_norm: BatchNorm = "frozen",
+        recompute: bool = False,
         threads: int = 0,
     ) -> None:
         """``example`` holds the inputs of the model for one batch, and what the loss reads besides (float32,
         int64).
 
-        ``batch_norm`` "train" normalizes by the statistics of each batch, and lets the running ones follow.
+        ``batch_norm`` "train" normalizes by the statistics of each batch, and lets the running ones follow;
+        ``recompute`` computes values inside twice, which takes less memory.
         Raises ``OptionError`` if nothing is left to train, ``GradientError`` if the model cannot be differentiated.
         """
         self.model = copy(model)
-        self._loss, self._threads = loss, threads
+        self._loss, self._threads, self._recompute = loss, threads, recompute
         constants = self.model.graph.initializers
         if untied:
             untie(self.model, [constants[name] for name in find_parameters(self.model, include, exclude)])
@@ -157,7 +159,9 @@ class Trainable:
                 for value, output in zip(node.inputs[3:5], node.outputs[1:], strict=True):
                     moved[str(value.name)] = str(output.name)  # type: ignore[union-attr]
         as_inputs(model, [*self.parameters, *self.statistics])
-        found = gradient_graph(model, str(loss.name), list(self.parameters), keep=list(moved.values()))
+        found = gradient_graph(
+            model, str(loss.name), list(self.parameters), keep=list(moved.values()), recompute=self._recompute
+        )
         session = Session(Snapshot.of(found.model), optimize=True, threads=self._threads, training=True)
         fixed = {**self.parameters, **self.statistics}
         dtypes = {str(each.name): each.dtype.numpy() for each in found.model.graph.inputs if each.dtype is not None}
