@@ -9,7 +9,7 @@ A runtime merges nodes that compute the same, and may run early what depends on 
 way back: whatever is read behind a stop, gradients and values of the forward part, is read through a ``Reshape`` to the
 shape that it has, plus zero times a number that everything made before the stop has a part in. To the runtime that is
 another value, which cannot be had any earlier; nothing is copied. There is a stop where a segment is to be computed
-again, and one behind each node with a gradient that is asked for: ONNX Runtime would make the gradients of all values
+again, and further ones behind nodes with gradients that are asked for: ONNX Runtime would make the gradients of all values
 first and those of weights last, and hold all that they are made of.
 
 Source: Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016.
@@ -32,15 +32,16 @@ _DRAWN = frozenset(
     {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
 """A second draw is another one."""
+_BETWEEN = 1 / 6
+"""Between two stops lies at least this share of what is in memory at most."""
 
 
 def recompute(editor: Editor, emitter: Emitter, forward: Sequence[ir.Node]) -> None:
     """Let the backward part of a gradient graph, whose nodes ``emitter`` has the owners of, read values that are
     computed again."""
     uses = _Uses(editor, emitter.owners, forward)
-    ends = _ends(uses)
+    ends, stops = _ends(uses)
     starts = dict(zip(ends, [0, *ends], strict=False))
-    stops = sorted({*ends, *uses.stops} - {0}, reverse=True)
     zero: ir.Value | None = None
     for before, stop, after in zip([len(forward), *stops], stops, [*stops[1:], 0], strict=False):
         first = next((node for place in reversed(range(stop)) for node in uses.backward[place]), None)
@@ -63,7 +64,7 @@ class _Uses:
         self._owners = owners
         self.backward: list[list[ir.Node]] = [[] for _ in forward]
         """By place, the nodes of the backward part that are for the node there."""
-        self.stops: list[int] = []
+        self.asked: set[int] = set()
         """The places whose nodes have gradients that are asked for."""
         self.bytes: dict[ir.Value, int] = {}
         """Of the values that can be computed again."""
@@ -76,7 +77,7 @@ class _Uses:
                 self.backward[place].append(node)
         for at, node in enumerate(forward):
             if any(self.is_asked_for(v) for each in self.backward[at] for v in each.outputs):
-                self.stops.append(at)
+                self.asked.add(at)
             if not _repeatable(editor, node):
                 continue
             for value in node.outputs:
@@ -117,15 +118,28 @@ def _bytes(editor: Editor, value: ir.Value) -> int:
 # -- where to cut ------------------------------------------------------------------------------------
 
 
-def _ends(uses: _Uses) -> list[int]:
-    """Where all segments but the last end, such that what is kept and the largest segment together are least."""
+def _ends(uses: _Uses) -> tuple[list[int], list[int]]:
+    """Where all segments but the last end, such that what is kept and the largest segment together are least; and all
+    stops on the way back."""
     size = len(uses.nodes)
     whole = sum(uses.bytes[value] for value in uses.saved)
     best: tuple[int, list[int]] = (whole, [])
     parts = itertools.takewhile(lambda n: n <= size, (round(2 ** (i / 2)) for i in itertools.count(2)))
     for limit in dict.fromkeys(whole // n for n in parts):
         best = min(best, _cut(uses, limit))
-    return best[1]
+    return best[1], _stops(uses, best[1], best[0] * _BETWEEN)
+
+
+def _stops(uses: _Uses, ends: Sequence[int], least: float) -> list[int]:
+    """From the last on, the ends of segments, and places with gradients that are asked for between which at least so
+    many bytes are made."""
+    found, made = [], 0
+    for at in reversed(range(1, len(uses.nodes))):
+        made += sum(uses.bytes.get(value, 0) for value in uses.nodes[at].outputs)
+        if at in ends or (at in uses.asked and made >= least):
+            found.append(at)
+            made = 0
+    return found
 
 
 def _cut(uses: _Uses, limit: int) -> tuple[int, list[int]]:
