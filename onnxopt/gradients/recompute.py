@@ -9,8 +9,8 @@ A runtime merges nodes that compute the same, and may run early what depends on 
 way back: whatever is read behind a stop, gradients and values of the forward part, is read through a ``Reshape`` to the
 shape that it has, plus zero times a number that everything made before the stop has a part in. To the runtime that is
 another value, which cannot be had any earlier; nothing is copied. There is a stop where a segment is to be computed
-again, and further ones behind nodes with gradients that are asked for: ONNX Runtime would make the gradients of all values
-first and those of weights last, and hold all that they are made of.
+again, and there are more of them behind nodes with gradients that are asked for: ONNX Runtime would make the gradients
+of all values first and those of weights last, and hold all that they are made of.
 
 Source: Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016.
 """

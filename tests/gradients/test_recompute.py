@@ -158,7 +158,7 @@ def test_onnx_runtime_runs_the_layers_again_and_late(net: Net, tmp_path: Path) -
 def test_what_is_drawn_is_not_drawn_again() -> None:
     step = "m{i} = Mul({last}, w{i}) d{i} = Dropout<seed = 1>(m{i}, half, yes) t{i} = Tanh(d{i})"
     steps = [step.format(i=i, last=f"t{i - 1}" if i else "x") for i in range(_BLOCKS)]
-    held = {f"w{i}": np.full(8, 1 + i / 8, np.float32) for i in range(_BLOCKS)}
+    held: dict[str, Any] = {f"w{i}": np.full(8, 1 + i / 8, np.float32) for i in range(_BLOCKS)}
     model = support.graph(
         f"g (float[4,8] x) => (float loss) {{ {' '.join(steps)} loss = ReduceSum<keepdims = 0>(t{_BLOCKS - 1}) }}",
         half=np.float32(0.5), yes=np.array(True), **held,
