@@ -52,6 +52,11 @@ class TrainConfig:
     threads: int = 0
     """How many threads ONNX Runtime uses. 0: one for each core. Another number may round differently."""
 
+    engine: Literal["onnxruntime", "ort-training"] = "onnxruntime"
+    """Who differentiates: gradients as a rewrite of the graph, run by ONNX Runtime, or onnxruntime-training,"""
+    interpreter: str = ""
+    """which is run by this Python, in a process of its own."""
+
     def __post_init__(self) -> None:
         if (self.steps > 0) == (self.epochs > 0):
             raise OptionError(f"give steps or epochs, above 0: got {self.steps} steps and {self.epochs} epochs")
@@ -63,6 +68,15 @@ class TrainConfig:
             raise OptionError(f"the decay of a moving average is in [0, 1), got {self.ema}")
         if self.batch_norm not in ("frozen", "train"):
             raise OptionError(f"batch_norm is frozen or train, got {self.batch_norm!r}")
+        if self.engine not in ("onnxruntime", "ort-training"):
+            raise OptionError(f"engine is onnxruntime or ort-training, got {self.engine!r}")
+        if (self.engine == "ort-training") != bool(self.interpreter):
+            raise OptionError(
+                "interpreter is the Python that has onnxruntime-training, as engine='ort-training', "
+                f"interpreter='/path/to/python': got engine {self.engine!r} and interpreter {self.interpreter!r}"
+            )
+        if self.recompute and self.interpreter:
+            raise OptionError("recompute is for engine='onnxruntime' alone")
         for name in (
             "steps",
             "epochs",

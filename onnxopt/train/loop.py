@@ -123,6 +123,7 @@ def train(
     trainable = Trainable(
         model, loss, batches.at(0)[0][0], include=config.include, exclude=config.exclude, untied=config.untie,
         batch_norm=config.batch_norm, recompute=config.recompute, threads=config.threads,
+        interpreter=config.interpreter,
     )  # fmt: skip
     identity = {
         "configuration": repr(config),
