@@ -41,7 +41,7 @@ def measured(path: str, file: str, batch_norm: Literal["frozen", "train"], pytho
         )
         return by_turns(ours, theirs, batch)
     except OnnxoptError as error:
-        return {"failure": f"{type(error).__name__}: {error}"[-300:]}
+        return {"failure": str(error).split("; take engine")[0].rsplit("the model: ", 1)[-1]}
 
 
 def by_turns(ours: Trainable, theirs: Trainable, batch: Mapping[str, Array]) -> Record:

@@ -133,7 +133,7 @@ def memory(lab: Lab) -> Iterator[Record]:
 
 
 def engine(lab: Lab) -> Iterator[Record]:
-    for name in EVALUATION:
+    for name in sorted(EVALUATION.keys() - {"pipeline_mnist1d"}):  # whose first output is no score
         for batch_norm in ("frozen", "train") if name == "resnet8_mnist_hard" else ("frozen",):
             yield lab.engine(name, batch_norm)
 
