@@ -28,6 +28,10 @@ CONVOLUTIONAL = ("ResNet-8", "ResNet-18", "MobileNetV2")
 """These have BatchNormalization."""
 BATCHES = (8, 64)
 """Of ResNet-18, whose memory is looked at."""
+MODELS = ROOT / "models"
+EVALUATION: dict[str, dict[str, str]] = json.loads((MODELS / "models.json").read_text())
+ORT_TRAINING = ("onnxruntime-training-cpu==1.19.2", "onnx==1.17.0")
+"""For Python 3.8 to 3.12."""
 
 
 def version(*modules: str) -> str:
@@ -77,6 +81,17 @@ class Lab:
         record = {"name": name, "batch_norm": batch_norm, "threads": threads}
         return record | self.store.get("train-speed", key, made)
 
+    @functools.cached_property
+    def ort_training(self) -> Path:
+        """Where onnxruntime-training is."""
+        return venvs.ensure("ort-training", ORT_TRAINING)
+
+    def engine(self, name: str, batch_norm: str) -> Record:
+        path, data = MODELS / name / "model.onnx", MODELS / EVALUATION[name]["eval"]
+        made = functools.partial(ask, "engine", path, data, batch_norm, self.ort_training)
+        key = (digest(path), batch_norm, version("engine"))
+        return {"name": name, "batch_norm": batch_norm} | self.store.get("train-engine", key, made)
+
     def memory(self, side: str, batch: int) -> Record:
         net, path = "ResNet-18", FOLDER / "resnet18.onnx"
         if side == "onnxopt":
@@ -117,4 +132,10 @@ def memory(lab: Lab) -> Iterator[Record]:
             yield lab.memory(side, batch)
 
 
-PARTS = {"gradients": gradients, "coverage": coverage, "speed": speed, "memory": memory}
+def engine(lab: Lab) -> Iterator[Record]:
+    for name in sorted(EVALUATION.keys() - {"pipeline_mnist1d"}):  # whose first output is no score
+        for batch_norm in ("frozen", "train") if name == "resnet8_mnist_hard" else ("frozen",):
+            yield lab.engine(name, batch_norm)
+
+
+PARTS = {"gradients": gradients, "coverage": coverage, "speed": speed, "engine": engine, "memory": memory}

@@ -9,6 +9,8 @@ Record = dict[str, Any]
 
 ERROR = 1e-5
 """Of the gradient in a tensor, computed in float32."""
+ENGINE = 1.1
+"""Of the time that onnxruntime-training takes for gradients."""
 NO_WEIGHTS = ("nothing to train", "depends on weights")
 """What is said of a model that has none."""
 COVERED = 0.95

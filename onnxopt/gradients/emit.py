@@ -1,8 +1,9 @@
-"""Appends nodes to the end of the main graph."""
+"""Writes new nodes, at the end of the main graph or in front of one of its nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ Step = Callable[..., tuple[Values, Values]]
 
 
 class Emitter:
-    """Writes new nodes behind all others, under names of their own."""
+    """Writes new nodes, by default behind all others, under names of their own."""
 
     def __init__(self, editor: Editor) -> None:
         self.editor = editor
@@ -25,6 +26,11 @@ class Emitter:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self.scope = "grad"
         """What the names of new values begin with."""
+        self.owner: ir.Node | None = None
+        """The node whose gradient is written, if one is,"""
+        self.owners: dict[ir.Node, ir.Node] = {}
+        """and that of each node of the main graph that was written for one."""
+        self._before: ir.Node | None = None
 
     def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: AttributeValue) -> ir.Value:
         """The output of a new node."""
@@ -39,8 +45,21 @@ class Emitter:
         for output in node.outputs:
             output.name = self.editor.fresh(f"{self.scope}/{op_type}")
         node.name = node.outputs[0].name
-        self._graph.append(node)
+        if self._before is None:
+            self._graph.append(node)
+        else:
+            self._graph.insert_before(self._before, node)
+        if self.owner is not None and self._graph is self.editor.model.graph:
+            self.owners[node] = self.owner
         return tuple(node.outputs)
+
+    @contextmanager
+    def before(self, node: ir.Node, scope: str) -> Iterator[None]:
+        """Meanwhile, write in front of ``node`` of the main graph, under names that begin with ``scope``, for no
+        gradient."""
+        self._before, self.scope, self.owner = node, scope, None
+        yield
+        self._before = None
 
     def scan(self, step: Step, states: Values, sequences: Values, *, like: ir.Value, reverse: bool) -> list[ir.Value]:
         """The states after the last step, then the sequences of what the steps gave, each along its first axis.

@@ -16,6 +16,7 @@ from onnxopt.errors import GradientError
 from onnxopt.gradients import rules as _rules
 from onnxopt.gradients.emit import Emitter
 from onnxopt.gradients.node import Backward
+from onnxopt.gradients.recompute import recompute as write_recomputed
 from onnxopt.gradients.registry import is_constant, rule_of
 from onnxopt.graph import Editor, bodies, label
 from onnxopt.shape_values import ShapeValues
@@ -43,11 +44,14 @@ class GradientGraph:
     """The name of the output that holds the gradient in each value, of the shape and type of that value."""
 
 
-def gradient_graph(model: ir.Model, loss: str, wrt: Sequence[str], *, keep: Sequence[str] = ()) -> GradientGraph:
+def gradient_graph(
+    model: ir.Model, loss: str, wrt: Sequence[str], *, keep: Sequence[str] = (), recompute: bool = False
+) -> GradientGraph:
     """A copy of ``model`` that computes the gradients of ``loss`` in the values named ``wrt``.
 
     ``loss`` names a float value of one element; ``wrt`` names initializers, inputs or outputs of nodes of the main
-    graph; ``keep`` names further values to compute. The model is of opset 18 or later, without local functions, and
+    graph; ``keep`` names further values to compute; ``recompute`` keeps fewer values in memory, and computes the others
+    twice. The model is of opset 18 or later, without local functions, and
     its inputs have sizes in numbers. Raises ``GradientError`` if it is not, if an operator between has no rule, or if
     the loss does not depend on one of ``wrt``.
     """
@@ -66,28 +70,32 @@ def gradient_graph(model: ir.Model, loss: str, wrt: Sequence[str], *, keep: Sequ
             raise GradientError(f"{source.name!r} is of {editor.dtype(source)}, and only floats have gradients")
     known = ShapeValues(editor)
     _check_loss(editor, target)
-    found = _walk(editor, known, target, sources)
+    forward, emitter = list(graph), Emitter(editor)
+    found = _walk(emitter, known, forward, target, sources)
     outputs = [found[source] for source in sources]
     for source, output in zip(sources, outputs, strict=True):
         output.type, output.shape = source.type, source.shape and source.shape.copy()
     graph.outputs[:] = dict.fromkeys([target, *kept, *outputs])
     _remove_unread(graph)
+    if recompute:
+        write_recomputed(editor, emitter, [node for node in forward if node.graph is graph])
     return GradientGraph(editor.model, loss, {name: str(v.name) for name, v in zip(wrt, outputs, strict=True)})
 
 
-def _walk(editor: Editor, known: ShapeValues, loss: ir.Value, sources: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
-    """The gradient of ``loss`` in each source."""
-    graph = editor.model.graph
-    nodes = list(graph)
+def _walk(
+    emitter: Emitter, known: ShapeValues, nodes: Sequence[ir.Node], loss: ir.Value, sources: Sequence[ir.Value]
+) -> dict[ir.Value, ir.Value]:
+    """The gradient of ``loss``, which ``nodes`` compute, in each source."""
+    editor = emitter.editor
     moving = _moving(editor, nodes, sources)
     if loss not in moving:
         raise GradientError(f"the loss {loss.name!r} does not depend on {sources[0].name!r} in a differentiable way")
-    emitter = Emitter(editor)
     one = emitter.op("Expand", emitter.number(1, loss), emitter.ints(*(editor.static_shape(loss) or ())))
     pending: dict[ir.Value, list[ir.Value]] = {loss: [one]}
     wanted = set(sources)
     found: dict[ir.Value, ir.Value] = {}
     for node in reversed(nodes):
+        emitter.owner = node
         for output in node.outputs:
             if output in pending:
                 found[output] = _total(emitter, output, pending.pop(output), keep=output in wanted)
@@ -102,6 +110,7 @@ def _walk(editor: Editor, known: ShapeValues, loss: ir.Value, sources: Sequence[
             emitter.scope = f"grad/{node.outputs[0].name}"
             for value, gradient in _differentiated(editor, Backward(node, gradients, asked, emitter, known)):
                 pending.setdefault(value, []).append(gradient)
+    emitter.owner = None
     for source in sources:
         if source in pending:
             found[source] = _total(emitter, source, pending.pop(source), keep=True)

@@ -20,6 +20,9 @@ class TrainConfig:
     """The samples of a step. The last step of an epoch has those that are left."""
     micro_batch: int = 0
     """So many samples go into the model at a time, which bounds memory; their gradients are added up. 0: all."""
+    recompute: bool = False
+    """Whether values inside are computed again for the gradients in place of being kept: that takes less memory, and up
+    to one more forward pass a step."""
     lr: float = 1e-3
     schedule: Schedule = field(default_factory=Schedule)
     optimizer: Rule = field(default_factory=AdamW)
@@ -49,6 +52,11 @@ class TrainConfig:
     threads: int = 0
     """How many threads ONNX Runtime uses. 0: one for each core. Another number may round differently."""
 
+    engine: Literal["onnxruntime", "ort-training"] = "onnxruntime"
+    """Who differentiates: gradients as a rewrite of the graph, run by ONNX Runtime, or onnxruntime-training,"""
+    interpreter: str = ""
+    """which is run by this Python, in a process of its own."""
+
     def __post_init__(self) -> None:
         if (self.steps > 0) == (self.epochs > 0):
             raise OptionError(f"give steps or epochs, above 0: got {self.steps} steps and {self.epochs} epochs")
@@ -60,6 +68,15 @@ class TrainConfig:
             raise OptionError(f"the decay of a moving average is in [0, 1), got {self.ema}")
         if self.batch_norm not in ("frozen", "train"):
             raise OptionError(f"batch_norm is frozen or train, got {self.batch_norm!r}")
+        if self.engine not in ("onnxruntime", "ort-training"):
+            raise OptionError(f"engine is onnxruntime or ort-training, got {self.engine!r}")
+        if (self.engine == "ort-training") != bool(self.interpreter):
+            raise OptionError(
+                "interpreter is the Python that has onnxruntime-training, as engine='ort-training', "
+                f"interpreter='/path/to/python': got engine {self.engine!r} and interpreter {self.interpreter!r}"
+            )
+        if self.recompute and self.interpreter:
+            raise OptionError("recompute is for engine='onnxruntime' alone")
         for name in (
             "steps",
             "epochs",

@@ -122,7 +122,8 @@ def train(
         judged = Batches(held_out, size, teacher=taught, labelled=labelled)
     trainable = Trainable(
         model, loss, batches.at(0)[0][0], include=config.include, exclude=config.exclude, untied=config.untie,
-        batch_norm=config.batch_norm, threads=config.threads,
+        batch_norm=config.batch_norm, recompute=config.recompute, threads=config.threads,
+        interpreter=config.interpreter,
     )  # fmt: skip
     identity = {
         "configuration": repr(config),

@@ -22,6 +22,7 @@ from onnxopt.graph import Editor, attribute
 from onnxopt.model import copy
 from onnxopt.runtime import Session, Snapshot
 from onnxopt.train.loss_graph import LABELS, Loss, LossGraph
+from onnxopt.train.ort_training import RemoteGradient
 from onnxopt.train.parameters import find_parameters, moving, untie
 
 log = logging.getLogger(__name__)
@@ -59,16 +60,20 @@ class Trainable:
         exclude: Sequence[str] = (),
         untied: bool = False,
         batch_norm: BatchNorm = "frozen",
+        recompute: bool = False,
         threads: int = 0,
+        interpreter: str = "",
     ) -> None:
         """``example`` holds the inputs of the model for one batch, and what the loss reads besides (float32,
         int64).
 
-        ``batch_norm`` "train" normalizes by the statistics of each batch, and lets the running ones follow.
+        ``batch_norm`` "train" normalizes by the statistics of each batch, and lets the running ones follow;
+        ``recompute`` computes values inside twice, which takes less memory; ``interpreter`` is a Python whose
+        onnxruntime-training is to differentiate.
         Raises ``OptionError`` if nothing is left to train, ``GradientError`` if the model cannot be differentiated.
         """
         self.model = copy(model)
-        self._loss, self._threads = loss, threads
+        self._loss, self._threads, self._recompute, self._interpreter = loss, threads, recompute, interpreter
         constants = self.model.graph.initializers
         if untied:
             untie(self.model, [constants[name] for name in find_parameters(self.model, include, exclude)])
@@ -109,6 +114,10 @@ class Trainable:
         for name, array in self.statistics.items():
             array[...] = self._moved[name]
         return float(ready.loss.reshape(()))
+
+    def computes(self, arrays: Mapping[str, Array]) -> Callable[[], None]:
+        """What computes the gradients of batches of these sizes."""
+        return self._training[_shapes(arrays)].run
 
     def outputs(self, arrays: Mapping[str, Array], weights: Mapping[str, Array]) -> tuple[float, Arrays]:
         """The loss and the outputs of the model for a batch, as it will be used: nothing follows the data."""
@@ -157,14 +166,21 @@ class Trainable:
                 for value, output in zip(node.inputs[3:5], node.outputs[1:], strict=True):
                     moved[str(value.name)] = str(output.name)  # type: ignore[union-attr]
         as_inputs(model, [*self.parameters, *self.statistics])
-        found = gradient_graph(model, str(loss.name), list(self.parameters), keep=list(moved.values()))
-        session = Session(Snapshot.of(found.model), optimize=True, threads=self._threads, training=True)
         fixed = {**self.parameters, **self.statistics}
-        dtypes = {str(each.name): each.dtype.numpy() for each in found.model.graph.inputs if each.dtype is not None}
-        inputs = {name: aligned(arrays[name].shape, dtypes[name]) for name in session.inputs if name not in fixed}
+        dtypes = {str(each.name): each.dtype.numpy() for each in model.graph.inputs if each.dtype is not None}
         result = aligned((), np.dtype(np.float32))
-        outputs = {found.loss: result}
-        outputs.update((moved[name], array) for name, array in self._moved.items())
+        outputs = {str(loss.name): result} | {moved[name]: array for name, array in self._moved.items()}
+        if self._interpreter:
+            inputs = {name: aligned(arrays[name].shape, dtypes[name]) for name in dtypes if name not in fixed}
+            remote = RemoteGradient(
+                self._interpreter, model, str(loss.name), {**inputs, **fixed}, outputs, self.gradients, self._threads
+            )
+            return _Ready(remote, inputs, result, graph.classes, model)
+        found = gradient_graph(
+            model, str(loss.name), list(self.parameters), keep=list(moved.values()), recompute=self._recompute
+        )
+        session = Session(Snapshot.of(found.model), optimize=True, threads=self._threads, training=True)
+        inputs = {name: aligned(arrays[name].shape, dtypes[name]) for name in session.inputs if name not in fixed}
         outputs.update((found.gradients[name], array) for name, array in self.gradients.items())
         bound = {name: fixed[name] if name in fixed else inputs[name] for name in session.inputs}
         return _Ready(session.bind(bound, outputs), inputs, result, graph.classes, found.model)

@@ -69,6 +69,8 @@ class TrainingPass(Pass):
     """How many samples go into a step."""
     micro_batch: int = 0
     """How many of these go into the model at a time; fewer take less memory. 0: all."""
+    recompute: bool = False
+    """Whether values inside are computed again for the gradients in place of being kept: less memory, more time."""
     lr: float = 1e-3
     """The largest learning rate."""
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
@@ -192,8 +194,8 @@ class TrainingPass(Pass):
     def config(self, exclude: Collection[str], added: Sequence[str] = ()) -> TrainConfig:
         """How it is trained: without the initializers ``exclude``, and with those that were ``added``."""
         return TrainConfig(
-            epochs=self.epochs, batch=self.batch, micro_batch=self.micro_batch, lr=self.lr,
-            schedule=Schedule(self.schedule, warmup=self.warmup), optimizer=_OPTIMIZERS[self.optimizer](),
+            epochs=self.epochs, batch=self.batch, micro_batch=self.micro_batch, recompute=self.recompute,
+            lr=self.lr, schedule=Schedule(self.schedule, warmup=self.warmup), optimizer=_OPTIMIZERS[self.optimizer](),
             clip=self.clip, patience=self.patience, keep_zeros=self.keep_zeros, batch_norm=self.batch_norm,
             include=(*(self.include or ("*",)), *added) if added else self.include,
             exclude=(*self.exclude, *map(glob.escape, exclude)), seed=self.seed,

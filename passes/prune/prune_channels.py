@@ -10,23 +10,26 @@ Kernels work on blocks of channels, and a model with 41 instead of 64 is often n
 numbers that are left are rounded to what the kernels of ONNX Runtime want, and a model that gets slower is refused.
 
 Afterwards run ``reconstruct``, which fits the layers that read the channels to what is left. With ``steps`` that is
-done in between too: a part of the channels goes, layers are fitted anew, importance is found anew, and so on.
+done in between too: a part of the channels goes, layers are fitted anew, importance is found anew, and so on. With
+``epochs`` each step, the last one too, is followed by training as well: layers are fitted, and then the whole is
+distilled from the original, so that what the next step removes is chosen in a model that has recovered.
 
-Source: Fang, Ma, Song, Mi and Wang, "DepGraph: Towards Any Structural Pruning", CVPR 2023.
+Sources: Fang, Ma, Song, Mi and Wang, "DepGraph: Towards Any Structural Pruning", CVPR 2023; Han, Pool, Tran and Dally,
+"Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015 (steps with training between).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from onnxopt.channels import ChannelGraph, Group
-from onnxopt.errors import OptionError
-from onnxopt.pass_base import Context, Log, Pass, Report
+from onnxopt.errors import DataError, OptionError
+from onnxopt.pass_base import Context, Log, Note, Pass, Report
+from onnxopt.passes.distill.distill import Distill
 from onnxopt.passes.prune._importance import CRITERIA, Array, Criterion
 from onnxopt.passes.prune._plan import Limits, cheapest, costs, kept_counts, layers, reaches, share_for
 from onnxopt.passes.prune._rounding import wanted_multiple
@@ -79,6 +82,12 @@ class PruneChannels(Pass):
     steps: int = 1
     """In how many steps: of each goes the same share of what the step before has left, and in between layers are fitted
     anew as by ``reconstruct``."""
+    epochs: int = 0
+    """After each step, layers are fitted anew and the model is trained for so many epochs as by ``distill``,"""
+    batch: int = 64
+    """on so many samples at a time,"""
+    lr: float = 1e-3
+    """at this learning rate at most."""
     timed: bool = True
     """Whether nothing is removed if the smaller model is slower on this machine."""
     seed: int = 0
@@ -92,25 +101,46 @@ class PruneChannels(Pass):
                 wanted = ", ".join(allowed)
                 raise OptionError(f"{self.name}.{option} is one of {wanted}; got {getattr(self, option)!r}")
         check_ratios(self.name, self.ratio, self.ratios)
-        for option, low in (("round_to", 0), ("least", 1), ("steps", 1), ("seed", 0)):
+        for option, low in (("round_to", 0), ("least", 1), ("steps", 1), ("epochs", 0), ("seed", 0)):
             if getattr(self, option) < low:
                 raise OptionError(f"{self.name}.{option} is a number from {low} on, got {getattr(self, option)}")
 
+        if self.epochs:
+            self._training()
+
     def run(self, context: Context) -> Report:
-        if self.steps == 1:
+        if self.epochs and context.data is None:
+            raise DataError(f"{self.name}.epochs needs samples to train on: give data= (--data)")
+        if self.steps == 1 and not self.epochs:
             return self._prune(context)
         left = (1 - self.ratio) ** (1 / self.steps)
         own = tuple((glob, 1 - (1 - share) ** (1 / self.steps)) for glob, share in self.ratios)
         last = replace(self, steps=1, ratio=1 - left, ratios=own)
-        reports = []
-        for _ in range(self.steps - 1):  # what is not the end needs no numbers that kernels want
-            reports += [replace(last, round_to=1)._prune(context, last=False), Reconstruct(seed=self.seed).run(context)]
-        reports.append(last._prune(context))
-        changes, refusals, facts = (
-            tuple(chain.from_iterable(each))
-            for each in zip(*((r.changes, r.refusals, r.facts) for r in reports), strict=True)
-        )
-        return Report(self.name, changes, tuple(dict.fromkeys(refusals)), facts)
+        changes: list[Note] = []
+        refusals: list[Note] = []
+        facts: list[Mapping[str, object]] = []
+        for step in range(1, self.steps + 1):
+            for report in self._step(context, last, is_last=step == self.steps):
+                changes += report.changes
+                refusals += report.refusals
+                facts += [{"step": step, **fact} for fact in report.facts]
+        return Report(self.name, tuple(changes), tuple(dict.fromkeys(refusals)), tuple(facts))
+
+    def _step(self, context: Context, pass_: PruneChannels, *, is_last: bool) -> Iterator[Report]:
+        if not is_last:  # what is not the end needs no numbers that kernels want
+            pass_ = replace(pass_, round_to=1)
+        pruned = pass_._prune(context, last=is_last)
+        yield pruned
+        if pruned.changed and (self.epochs or not is_last):
+            yield Reconstruct(seed=self.seed).run(context)
+        if pruned.changed and self.epochs:
+            yield self._training().run(context)
+
+    def _training(self) -> Distill:
+        try:
+            return Distill(epochs=self.epochs, batch=self.batch, lr=self.lr, seed=self.seed)
+        except OptionError as error:
+            raise OptionError(f"{self.name}.epochs: {error}") from None
 
     def _prune(self, context: Context, *, last: bool = True) -> Report:
         log = Log(self, context)

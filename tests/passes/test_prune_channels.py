@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 import onnxopt.passes.prune._structured as module
-from onnxopt.errors import OptionError
+from onnxopt.errors import DataError, OptionError
 from onnxopt.graph import Editor
 from onnxopt.macs import count_macs
 from onnxopt.model import copy, load, to_proto
@@ -352,3 +352,42 @@ def test_only_the_last_step_rounds() -> None:
     pruned, report = prune(PruneChannels(ratio=0.5, round_to=16, steps=4, importance="l2"), layers())
     assert shapes(pruned)["a"] == (8, 16)
     assert report.changed
+
+
+def _taught() -> tuple[ir.Model, dict[str, np.ndarray[Any, Any]]]:
+    return layers(), {"x": np.random.default_rng(9).normal(size=(400, 8)).astype(np.float32)}
+
+
+def test_training_stands_between_steps() -> None:
+    """Each step ends with epochs of training, and with the channels of its share."""
+    model, data = _taught()
+    options: dict[str, Any] = {"ratio": 0.75, "round_to": 1, "batch": 32, "lr": 0.01, "timed": False}
+    pruned, report = prune(PruneChannels(steps=2, epochs=3, **options), model, data)
+    assert shapes(pruned) == {"a": (8, 8), "b": (8,), "c": (8, 4)}
+    assert [(fact["step"], fact["kept"]) for fact in report.facts if "kept" in fact] == [(1, 16), (2, 8)]
+    epochs = [(fact["step"], fact["epoch"]) for fact in report.facts if "epoch" in fact]
+    assert epochs == [(step, epoch) for step in (1, 2) for epoch in (1, 2, 3)]
+    at_once, _ = prune(PruneChannels(epochs=6, **options), model, data)
+    assert shapes(at_once) == shapes(pruned)
+    untrained, _ = prune(PruneChannels(steps=2, **options), model, data)
+    (y,) = outputs(model, data)
+    errors = [np.square(outputs(each, data)[0] - y).mean() / y.var() for each in (pruned, at_once, untrained)]
+    print("error of the outputs: in steps with training {:.3f}, at once {:.3f}, without {:.3f}".format(*errors))
+    assert errors[0] < errors[2]
+    again, _ = prune(PruneChannels(steps=2, epochs=3, **options), model, data)
+    assert to_proto(again) == to_proto(pruned)
+
+
+def test_nothing_is_trained_where_nothing_was_removed() -> None:
+    model, data = _taught()
+    pass_ = PruneChannels(ratio=0.5, ratios=(("*", 0.0),), steps=2, epochs=1, batch=32)
+    pruned, report = prune(pass_, model, data)
+    assert shapes(pruned) == shapes(model)
+    assert not any("epoch" in fact for fact in report.facts)
+
+
+def test_training_between_steps_wants_data_and_options_in_range() -> None:
+    with pytest.raises(DataError, match=r"prune-channels\.epochs needs samples"):
+        prune(PruneChannels(epochs=1), layers())
+    with pytest.raises(OptionError, match=r"prune-channels\.epochs: distill: a batch is one sample or more"):
+        PruneChannels(epochs=1, batch=0)

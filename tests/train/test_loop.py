@@ -89,6 +89,12 @@ def test_every_sample_is_seen_once_an_epoch_in_another_order() -> None:
     assert (first != whole).any()
 
 
+def test_recomputed_values_train_to_the_same_weights() -> None:
+    found, expected = (initializers(_trained(_change(recompute=each))[0].result()) for each in (True, False))
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 5, 16, 31])
 def test_accumulation_equals_the_large_batch(micro_batch: int) -> None:
     config = _change(optimizer=SGD(), lr=0.05)
@@ -248,6 +254,10 @@ def test_names_the_first_tensor_that_is_not_finite() -> None:
         ({"clip": -1.0}, "clip"),
         ({"micro_batch": -1}, "micro_batch"),
         ({"batch_norm": "off"}, "batch_norm"),
+        ({"engine": "torch"}, "engine is"),
+        ({"engine": "ort-training"}, "interpreter is"),
+        ({"interpreter": "python"}, "interpreter is"),
+        ({"engine": "ort-training", "interpreter": "python", "recompute": True}, "recompute is"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], match: str) -> None:
