@@ -27,12 +27,12 @@ _BATCH = 32
 
 def known_plans(cleaned: ir.Model, methods: Sequence[Method], target: Target) -> list[Plan]:
     """What is worth a try before anything is known of a model: INT8 as the recipe places it, and for size weights of
-    eight bits."""
+    eight and of four bits."""
     if "quantize" not in methods:
         return []
     precisions: list[tuple[Precision, Collection[str]]] = [("int8", LAYERS)]
     if target == "size":
-        precisions.append(("weight-int8", STORED))
+        precisions += [(precision, STORED) for precision in WEIGHTS]
     found = []
     for precision, ops in precisions:
         names = [label(n) for n in cleaned.graph if n.op_type in ops and any(map(constant_tensor, n.inputs))]
