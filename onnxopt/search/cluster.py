@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from typing import Any
 
 from onnxopt.errors import OptionError
+from onnxopt.search.jobs import Remote
 
 _LARGE = 1 << 16
 """Arguments of so many bytes are sent once."""
@@ -14,7 +15,7 @@ _PATIENCE = "20s"
 """How long a cluster may take to answer."""
 
 
-class DaskExecutor(Executor):
+class DaskExecutor(Remote):
     """Runs on the workers of the cluster whose scheduler is at ``address``; these need onnxopt, and the files that
     data are read from."""
 
@@ -37,6 +38,10 @@ class DaskExecutor(Executor):
         sent = [self._once(each) if isinstance(each, bytes) and len(each) > _LARGE else each for each in args]
         future: Future[Any] = self._inner.submit(fn, *sent, **kwargs)
         return future
+
+    def answers(self) -> bool:
+        """Whether the scheduler is connected."""
+        return bool(self._client.status == "running")
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._inner.shutdown(wait=False)

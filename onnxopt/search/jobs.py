@@ -26,6 +26,8 @@ T = TypeVar("T")
 _MOST_LOST = 3
 """So many jobs in a row that are lost say that an executor is of no more use."""
 _TICK = 0.2
+_SILENCE = 5.0
+"""An executor that does not answer for so many seconds is gone."""
 _LATE = "the time was over"
 
 
@@ -60,6 +62,14 @@ class InProcess(Executor):
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+class Remote(Executor):
+    """What may vanish without a word."""
+
+    def answers(self) -> bool:
+        """Whether it is still there."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -130,9 +140,14 @@ class Evaluations:
             except Exception as error:  # executors raise what they like
                 self._note(error)
                 lost.append(job)
-        waiting = set(futures)
+        waiting, heard = set(futures), time.monotonic()
         while waiting:
             done, waiting = wait(waiting, timeout=_TICK)
+            if self._answers():
+                heard = time.monotonic()
+            elif time.monotonic() - heard > _SILENCE:  # what is there no more ends nothing
+                self.on_progress("nobody answers any more")
+                return [*lost, *(futures[future] for future in waiting | done)]
             for future in done:
                 job = futures[future]
                 try:
@@ -158,6 +173,10 @@ class Evaluations:
                 for future in waiting:
                     future.cancel()  # one that runs is waited for
         return lost
+
+    def _answers(self) -> bool:
+        """Whether the executor is still there, as far as it can tell."""
+        return not isinstance(self.executor, Remote) or self.executor.answers()
 
     def _name(self, job: Job) -> str:
         return _cache.key(self.key, job.work.__name__, repr(job.arguments))

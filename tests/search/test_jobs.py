@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import ModelError
-from onnxopt.search.jobs import Evaluations, Failure, InProcess, Job, directory
+from onnxopt.search.jobs import Evaluations, Failure, InProcess, Job, Remote, directory
 
 CALLS: list[int] = []
 
@@ -138,6 +138,23 @@ def test_an_executor_that_loses_everything_is_given_up(at_once: bool) -> None:
     calls = executor.calls
     assert found.run(doubled(11)) == [Failure(found.gone)]
     assert executor.calls == calls
+
+
+def test_an_executor_that_falls_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(Remote):
+        """Takes jobs, and is never heard of again."""
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            return Future()
+
+        def answers(self) -> bool:
+            return False
+
+    monkeypatch.setattr("onnxopt.search.jobs._SILENCE", 0.3)
+    found = evaluations(Silent())
+    results = found.run(doubled(*range(5)))
+    assert all(isinstance(each, Failure) for each in results)
+    assert "lost 3 evaluations in a row" in found.gone
 
 
 def test_when_the_time_is_over_no_job_begins() -> None:
