@@ -32,7 +32,8 @@ _SECONDS = 20.0
 
 
 _TEXTS: dict[Precision, str] = {
-    "int8": "in integers", "weight-int8": "with weights of 8 bits", "weight-int4": "with weights of 4 bits",
+    "int8": "in integers", "dynamic-int8": "in integers with activations rounded at run time",
+    "weight-int8": "with weights of 8 bits", "weight-int4": "with weights of 4 bits",
 }  # fmt: skip
 
 

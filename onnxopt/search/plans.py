@@ -20,7 +20,7 @@ from onnxopt.passes.prune.reconstruct import Reconstruct
 from onnxopt.passes.quantize._roles import LAYERS
 from onnxopt.passes.quantize.quantize_static import QuantizeStatic
 from onnxopt.search.allocation import Plan, Target
-from onnxopt.search.space import STORED, WEIGHTS, Method, Precision, stored_weights
+from onnxopt.search.space import STORED, WEIGHTS, Method, Precision, dynamic_integers, stored_weights
 
 _BATCH = 32
 
@@ -58,9 +58,12 @@ def structure(plan: Plan, cleaned: ir.Model) -> list[Pass]:
 
 
 def few_bits(plan: Plan) -> list[Pass]:
-    """The passes that store weights alone in few bits."""
+    """The passes that store weights alone in few bits, and that round activations at run time."""
     chosen = [(bits, names) for precision, bits in WEIGHTS.items() if (names := plan.of(precision))]
-    return [replace(stored_weights(bits, _parts(names)), max_drop=1.0) for bits, names in chosen]
+    passes: list[Pass] = [replace(stored_weights(bits, _parts(names)), max_drop=1.0) for bits, names in chosen]
+    if names := plan.of("dynamic-int8"):
+        passes.append(replace(dynamic_integers(_parts(names)), max_drop=1.0))
+    return passes
 
 
 def measured_integers(plan: Plan, cleaned: ir.Model) -> QuantizeStatic:

@@ -29,6 +29,7 @@ from onnxopt.passes.lowrank.split_matmul import SplitMatmul
 from onnxopt.passes.prune._structured import trial
 from onnxopt.passes.prune.reconstruct import Reconstruct
 from onnxopt.passes.quantize._roles import LAYERS
+from onnxopt.passes.quantize.quantize_dynamic import QuantizeDynamic
 from onnxopt.passes.quantize.quantize_static import QuantizeStatic
 from onnxopt.passes.quantize.quantize_weights import QuantizeWeights
 from onnxopt.runtime import Feeds, Snapshot
@@ -37,8 +38,8 @@ from onnxopt.search.jobs import Evaluations, Failure, Job
 
 Method = Literal["prune", "split", "quantize"]
 METHODS: tuple[Method, ...] = ("prune", "split", "quantize")
-Precision = Literal["int8", "weight-int8", "weight-int4"]
-"""Activations and weights in INT8, or weights alone in so many bits."""
+Precision = Literal["int8", "dynamic-int8", "weight-int8", "weight-int4"]
+"""Activations and weights in INT8, on fixed grids or on those of each run; or weights alone in so many bits."""
 
 SHARES = (0.5, 0.25, 0.75, 0.125)
 """The shares of its channels that a group may lose, those first that tell most."""
@@ -138,6 +139,7 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *
     minor = [group.name for group in bench.groups if group not in groups] if "prune" in methods else []
     jobs = {
         "integers": [Job(quantizing, (), dict[str, tuple[float, float]], "what integers are worth")],
+        "dynamic": [Job(rounding, (), dict[str, tuple[float, float, float]], "what rounding at run time is worth")],
         "store": [
             Job(storing, (name, bits), tuple[float, float], "what few bits are worth")
             for name in names for bits in WEIGHTS.values() if ops[name] in STORED
@@ -151,12 +153,14 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *
             for name in names if ops[name] in SplitConv.ops | SplitMatmul.ops
         ],
     }  # fmt: skip
-    wanted = {"integers": "quantize" in methods, "store": small and "quantize" in methods, "split": "split" in methods}
+    quantized = "quantize" in methods
+    wanted = {"integers": quantized, "dynamic": quantized, "store": small and quantized, "split": "split" in methods}
     jobs = {kind: each if wanted.get(kind, True) else [] for kind, each in jobs.items()}
     evaluations.planned += sum(map(len, jobs.values()))
     found = {kind: _results(each, evaluations) for kind, each in jobs.items()}
 
     integers: dict[str, tuple[float, float]] = found["integers"].get((), {})
+    dynamic: dict[str, tuple[float, float, float]] = found["dynamic"].get((), {})
     stored = _stored(found["store"], timed, bench, evaluations)
     split = {name: levels for (name,), levels in found["split"].items()}
     layers = []
@@ -170,6 +174,9 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *
         if name in integers:
             saved, noise = integers[name]
             precisions["int8"] = Effect(noise, saved, 0.0, weight * 0.75)
+        if name in dynamic:
+            saved, noise, fewer = dynamic[name]
+            precisions["dynamic-int8"] = Effect(noise, saved, 0.0, fewer)
         layers.append(LayerLevels(name, ops[name], timed.get(name, 0.0), own, weight, levels, precisions))
     left = [*bench.frozen, *((name, "it has next to nothing of time, arithmetic and bytes") for name in minor)]
     return Space(
@@ -295,6 +302,29 @@ def quantizing(shared: bytes) -> dict[str, tuple[float, float]]:
         for name, op, as_float, as_integer, db in rows
         if op in LAYERS
     }
+
+
+def dynamic_integers(names: Sequence[str]) -> QuantizeDynamic:
+    """The pass that computes these nodes, globs, with integers on the grids of each run."""
+    return QuantizeDynamic(where="everywhere", include=tuple(names))
+
+
+def rounding(shared: bytes) -> dict[str, tuple[float, float, float]]:
+    """A job: what integers on the grids of each run are worth in each layer that they make faster: the seconds they
+    save, their noise, and the bytes that they save."""
+    bench = unpack(shared)
+    found = {}
+    for fact in QuantizeDynamic(max_drop=1.0).run(bench.context(copy(bench.cleaned))).facts:
+        name, times = fact.get("node"), (fact.get("float_us"), fact.get("integer_us"))
+        if not isinstance(name, str) or not isinstance(times[0], float) or not isinstance(times[1], float):
+            continue
+        if times[1] < times[0]:
+            context = bench.context(copy(bench.cleaned))
+            dynamic_integers([glob.escape(name)]).run(replace(context, evaluation=None))
+            noise = min(bench.judge.quality(Snapshot.of(context.editor.model)).noise, _RUINED)
+            fewer = float(file_size(bench.cleaned) - file_size(context.editor.model))
+            found[name] = (times[0] - times[1]) * 1e-6, noise, fewer
+    return found
 
 
 def node_seconds(model: ir.Model, feeds: Feeds) -> dict[str, float]:
