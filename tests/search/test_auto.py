@@ -58,7 +58,7 @@ def test_budget_holds_on_samples_that_nothing_was_chosen_by(found: AutoResult) -
     assert final.before == pytest.approx(score(onnx.load(NET), kept))
     assert final.after == pytest.approx(score(to_proto(found.model), kept), abs=0.006)  # runtimes round differently
     assert found.holds
-    assert final.high <= 0.02
+    assert final.high <= 0.02 + 1e-9  # 8 of 400, but for rounding
     assert found.problem == ""
 
 
