@@ -86,11 +86,15 @@ def test_a_choice_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_choice_that_cannot_be_read_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = network()
     clock(monkeypatch, 0.5)
-    first, _ = placed(model)
+    placed(model)
     (file,) = (tmp_path / "onnxopt" / "placements").iterdir()
     for name in ("choice", "other"):
         np.savez(file, **{name: np.arange(7, dtype=np.uint8)})  # type: ignore[arg-type]
-        assert to_proto(placed(model)[0]) == to_proto(first)
+        clock(monkeypatch, 0.5)
+        anew, _ = placed(model)
+        assert "QuantizeLinear" in ops(anew)
+        clock(monkeypatch, 1.08)
+        assert to_proto(placed(model)[0]) == to_proto(anew), "and that is kept"
 
 
 def test_returns_no_slower_model(monkeypatch: pytest.MonkeyPatch) -> None:

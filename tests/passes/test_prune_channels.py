@@ -31,15 +31,6 @@ THREE_LAYERS = """g (float[N,8] x) => (float[N,4] y)
 X = RNG.normal(size=(64, 8)).astype(np.float32)
 
 
-_START = RNG.bit_generator.state
-
-
-@pytest.fixture(autouse=True)
-def _same_draws() -> None:
-    """Each test draws the same, whichever tests run before it."""
-    RNG.bit_generator.state = _START
-
-
 def normal(*shape: int) -> np.ndarray[Any, Any]:
     return RNG.normal(size=shape).astype(np.float32)
 
