@@ -200,10 +200,10 @@ def test_what_is_estimated_is_called_so() -> None:
     ("text", "form", "share"),
     [
         ("quantize-static{target=generic,placement=all}", "int8", 1.0),
-        ("quantize-dynamic{where=everywhere}", "int8", 2048 / 2688),
+        ("quantize-dynamic{where=everywhere,max_drop=1.0}", "int8", 2048 / 2688),
         ("convert-fp16", "fp16", 1.0),
-        ("quantize-weights{min_elements=0}", "weights4", 1.0),
-        ("quantize-weights{min_elements=0,bits=8,form=dequantize-linear}", "weights8", 1.0),
+        ("quantize-weights{min_elements=0,max_drop=1.0}", "weights4", 1.0),
+        ("quantize-weights{min_elements=0,bits=8,form=dequantize-linear,max_drop=1.0}", "weights8", 1.0),
         ('prune-weights{pattern="2:4"}', "sparse", 1.0),
     ],
 )
