@@ -127,7 +127,11 @@ class AdamW:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_adam(self)
+        for beta in self.betas:
+            _check_share("beta", beta)
+        _check_decay(self.weight_decay)
+        if not self.epsilon > 0:
+            raise OptionError(f"epsilon is above 0, got {self.epsilon}")
 
     def update(
         self, weight: Floats, gradient: Floats, slots: Sequence[Floats], lr: float, decay: float, t: int
@@ -143,18 +147,11 @@ class AdamW:
 
 
 @dataclass(frozen=True)
-class LAMB:
+class LAMB(AdamW):
     """AdamW whose step is as long as a share of the weight, tensor by tensor, for large batches: You et al., "Large
     Batch Optimization for Deep Learning: Training BERT in 76 minutes", 2020."""
 
-    slots: ClassVar[tuple[str, ...]] = ("mean", "square")
-
-    betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-6
-    weight_decay: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check_adam(self)
 
     def update(
         self, weight: Floats, gradient: Floats, slots: Sequence[Floats], lr: float, decay: float, t: int
@@ -236,14 +233,6 @@ def _blocks(*arrays: Floats, scratch: int = 1) -> Iterator[tuple[Floats, ...]]:
     for start in range(0, size, _BLOCK):
         part = slice(start, start + _BLOCK)
         yield *[array[part] for array in arrays], *[a[: min(_BLOCK, size - start)] for a in room]
-
-
-def _check_adam(rule: AdamW | LAMB) -> None:
-    for beta in rule.betas:
-        _check_share("beta", beta)
-    _check_decay(rule.weight_decay)
-    if not rule.epsilon > 0:
-        raise OptionError(f"epsilon is above 0, got {rule.epsilon}")
 
 
 def _check_share(name: str, value: float) -> None:
