@@ -107,6 +107,10 @@ class Dataset:
         kept = int(np.searchsorted(np.cumsum(self._content.unit_samples[self._units]), samples, side="right"))
         return self.part(np.arange(min(max(kept, 1), self.units)))
 
+    def one(self) -> Batch:
+        """The first sample, or the batch that belongs together: what all passes take times of, so that these add up."""
+        return next(iter(self.take(1).batches()))
+
     def largest(self) -> Dataset:
         """The sample, or the batch that belongs together, that takes the most memory."""
         return self.part(np.array([np.argmax(self._content.unit_bytes[self._units])]))

@@ -149,6 +149,12 @@ def latency_ratio(a: Session, b: Session, feeds: Feeds, *, seconds: float = 2.0)
     return latency_ratios(a, [b], feeds, seconds=seconds)[0]
 
 
+def one_thread_ratio(before: Snapshot, after: Snapshot, feeds: Feeds, *, seconds: float) -> Ratio:
+    """The same for two models as they are deployed, on one thread."""
+    a, b = (Session(each, optimize=True, threads=1) for each in (before, after))
+    return latency_ratio(a, b, feeds, seconds=seconds)
+
+
 def latency_ratios(
     a: Session,
     others: Sequence[Session],

@@ -83,6 +83,11 @@ class Bench:
         """The original as the recipe ``cleanup`` leaves it; not to be edited."""
         return PassManager(recipe("cleanup"), verify="off").run(self.model)[0]
 
+    @cached_property
+    def size(self) -> int:
+        """How many bytes the cleaned model takes as a file."""
+        return file_size(self.cleaned)
+
     def context(self, model: ir.Model) -> Context:
         """To run a pass on a model that is made of the cleaned one."""
         samples = self.samples
@@ -90,8 +95,8 @@ class Bench:
 
     @cached_property
     def feeds(self) -> Feeds:
-        """What times are measured on: one sample, as in all passes, so that they can be added up."""
-        return next(iter(self.compared.take(1).batches())).feeds
+        """What times are measured on."""
+        return self.compared.one().feeds
 
     @cached_property
     def judge(self) -> Judge:

@@ -15,7 +15,7 @@ from onnxopt.model import from_proto, to_proto
 from onnxopt.pass_base import Pass
 from onnxopt.passes.quantize.quantize_static import QuantizeStatic
 from onnxopt.pipeline import PassManager
-from onnxopt.runtime import Session, Snapshot, latency_ratio
+from onnxopt.runtime import Snapshot, one_thread_ratio
 from onnxopt.search.allocation import Plan
 from onnxopt.search.bench import Bench, file_size, unpack
 from onnxopt.search.jobs import Evaluations, Failure, Job
@@ -109,15 +109,14 @@ class Trials:
         return Snapshot.of(PassManager(passes, verify="off", data=self.bench.data).run(self.bench.model)[0])
 
     def _latency(self, snapshot: Snapshot) -> dict[str, float]:
-        first, second = (Session(each, optimize=True, threads=1) for each in (self.bench.original, snapshot))
-        found = latency_ratio(first, second, self.bench.feeds, seconds=_SECONDS)
+        found = one_thread_ratio(self.bench.original, snapshot, self.bench.feeds, seconds=_SECONDS)
         return {"median": found.median, "low": found.low, "high": found.high}
 
 
 def carry_out(shared: bytes, plan: Plan) -> Made:
     """A job: the model that a plan makes, and what it loses."""
     bench = unpack(shared)
-    passes = [*structure(plan, bench.cleaned), *few_bits(plan)]
+    passes = _passes(plan, (), bench)
     if plan.of("int8"):
         passes.append(measured_integers(plan, bench.cleaned))
     model, report = PassManager(pipeline(passes), verify="off", data=bench.data).run(bench.model)

@@ -235,7 +235,7 @@ def scored(data: Dataset, output: str = "") -> Metric | None:
 
 def label_kind(data: Dataset) -> str | None:
     """The kind of the labels' type, as NumPy has it; ``None`` if there are none."""
-    labels = next(iter(data.take(1).batches())).labels if data.labelled else None
+    labels = data.one().labels if data.labelled else None
     return None if labels is None else labels.dtype.kind
 
 

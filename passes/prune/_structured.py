@@ -23,7 +23,7 @@ from onnxopt.passes.prune._elimination import elimination_scores
 from onnxopt.passes.prune._gradients import gradient_scores
 from onnxopt.passes.prune._importance import BY_DATA, BY_GRADIENT, Array, Criterion, activations, importance
 from onnxopt.probes import find_probes
-from onnxopt.runtime import Feeds, Ratio, Session, Snapshot, latency_ratio
+from onnxopt.runtime import Feeds, Ratio, Session, Snapshot, one_thread_ratio
 
 Chosen = Mapping[int, Sequence[int]]
 """By number of the group, the channels to remove."""
@@ -82,7 +82,7 @@ def sample_feeds(context: Context) -> Feeds | None:
     """One sample to measure time on; ``None`` if there is none."""
     data = context.evaluation or context.data
     if data is not None:
-        return next(iter(data.take(1).batches())).feeds
+        return data.one().feeds
     model = context.editor.model
     try:
         return find_probes(model, Session(Snapshot.of(model)), count=1)[0].feeds
@@ -92,8 +92,7 @@ def sample_feeds(context: Context) -> Feeds | None:
 
 def measured(before: ir.Model, after: ir.Model, feeds: Feeds) -> Ratio:
     """How long ``after`` takes in units of ``before``, on one thread."""
-    a, b = (Session(Snapshot.of(model), optimize=True, threads=1) for model in (before, after))
-    return latency_ratio(a, b, feeds, seconds=_SECONDS)
+    return one_thread_ratio(Snapshot.of(before), Snapshot.of(after), feeds, seconds=_SECONDS)
 
 
 def own_shares(ratios: Sequence[tuple[str, float]], groups: Sequence[Group], log: Log) -> dict[int, float]:

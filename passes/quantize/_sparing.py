@@ -95,7 +95,7 @@ class Sparing(Placement):
             build(editor, nodes)
             _name_parts(editor)
 
-        feeds = next(iter(data.take(1).batches())).feeds
+        feeds = data.one().feeds
         super().__init__(context.editor, built, feeds, context.judge(), budget, threads)
         self._forms = forms
         self._qualities: dict[frozenset[str], Quality] = {}

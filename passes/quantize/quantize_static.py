@@ -260,7 +260,7 @@ class _Work:
         """What measures models with some nodes quantized."""
         context = self._context
         assert context.data is not None
-        feeds = next(iter(context.data.take(1).batches())).feeds
+        feeds = context.data.one().feeds
         budget = Budget(self._pass.min_sqnr, self._pass.max_drop)
         return Placement(context.editor, self.build, feeds, context.judge(), budget, self._pass.threads)
 

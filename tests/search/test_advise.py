@@ -41,7 +41,7 @@ def onnxopt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model that is measured takes half of the time."""
-    monkeypatch.setattr(tryout, "latency_ratio", lambda a, b, feeds, seconds: Ratio(0.5, 0.5, 0.5, 0.5))
+    monkeypatch.setattr(tryout, "one_thread_ratio", lambda a, b, feeds, seconds: Ratio(0.5, 0.5, 0.5, 0.5))
 
 
 def perceptron() -> Any:
@@ -227,7 +227,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def found() -> Advice:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tryout, "latency_ratio", lambda a, b, feeds, seconds: Ratio(0.5, 0.5, 0.5, 0.5))
+        patch.setattr(tryout, "one_thread_ratio", lambda a, b, feeds, seconds: Ratio(0.5, 0.5, 0.5, 0.5))
         return package.advise(perceptron(), data=samples(), target="size", metric="agreement", max_drop=0.05)
 
 
