@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnxopt
 from onnxruntime import quantization as ort
 
@@ -80,7 +79,6 @@ def peer(way: str, model: Path, data: Feed, made: Path) -> None:
     prepared = made.with_suffix(".prepared.onnx")
     ort.shape_inference.quant_pre_process(str(model), str(prepared))
     ort.quantize_static(str(prepared), str(made), Reader(data))
-    onnx.load(made)
 
 
 def main() -> None:

@@ -301,11 +301,10 @@ def _nearest(
             replace(best, final=yardstick.loss(search.trials.replayed(best.measured))),
             f"no model was found with {limits}; the nearest has {costs}",
         )
-    pool = judged or [
-        replace(each, final=yardstick.loss(search.trials.replayed(each.measured)))
-        for each in sorted(others, key=lambda f: f.measured.loss.high)[:1]
-    ]
-    best = min(pool, key=lambda each: each.final.high if each.final is not None else math.inf)
+    if not judged:
+        likeliest = min(others, key=lambda f: f.measured.loss.high)
+        judged = [replace(likeliest, final=yardstick.loss(search.trials.replayed(likeliest.measured)))]
+    best = min(judged, key=lambda each: each.final.high if each.final is not None else math.inf)
     assert best.final is not None
     return best, (
         f"no model was found that surely loses at most {budget.max_drop:.2%}: the nearest loses {best.final.drop:.2%}, "

@@ -22,7 +22,8 @@ _GROW = 4.0
 _CLOSE = 1.15
 """Noises this near are the same."""
 _LEAST = 1e-7
-_CALMER = 3.0
+_STEP = 3.0
+"""Each of the calmer plans that follow may make so many times less noise."""
 _MOST_OFF = 100.0
 """Expectations are not further off than by this factor."""
 _PRIOR = 0.1
@@ -73,7 +74,7 @@ class Narrowing:
                 return None  # all that there is makes no more noise
             self._narrow(self.noise, self.seen.get(plan, True))
         if self._rungs is None:
-            self._rungs = [self.low / _CALMER**at for at in range(1, self.calmer + 1)]
+            self._rungs = [self.low / _STEP**at for at in range(1, self.calmer + 1)]
         while self._rungs and self.low:
             self.noise = self._rungs.pop(0)
             plan = allocate(self._space, target, self.noise / self._excess(correction), correction, limits)

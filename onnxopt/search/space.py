@@ -23,7 +23,7 @@ from onnxopt.graph import Editor, constant_tensor, label
 from onnxopt.kernels import by_place, kernel_times, mark, places
 from onnxopt.macs import count_macs
 from onnxopt.model import copy
-from onnxopt.pass_base import Context
+from onnxopt.pass_base import Context, Pass
 from onnxopt.passes.lowrank.split_conv import SplitConv
 from onnxopt.passes.lowrank.split_matmul import SplitMatmul
 from onnxopt.passes.prune._structured import trial
@@ -127,7 +127,7 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *
     cleaned = bench.cleaned
     timed = evaluations.remembered("times", dict[str, float], lambda: node_seconds(cleaned, bench.feeds))
     macs, weights = _macs(cleaned), _weights(cleaned)
-    seconds, all_macs, size = sum(timed.values()), sum(macs.values()), float(file_size(cleaned))
+    seconds, all_macs, size = sum(timed.values()), sum(macs.values()), float(bench.size)
 
     def matters(names: Sequence[str]) -> bool:
         parts = ((timed, seconds), (macs, all_macs), (weights, size))
@@ -225,7 +225,7 @@ def pruning_noise(shared: bytes, number: int, share: float) -> float:
     assert context.data is not None
     context.data = context.data.take(_FITTED)
     Reconstruct(include=tuple(map(glob.escape, _nodes(group)))).run(context)
-    return min(bench.judge.quality(Snapshot.of(context.editor.model)).noise, _RUINED)
+    return _judged(bench, context.editor.model)
 
 
 def _seconds_without(groups: Sequence[Group], share: float, bench: Bench) -> dict[str, float]:
@@ -276,11 +276,19 @@ def stored_weights(bits: int, names: Sequence[str]) -> QuantizeWeights:
 
 def storing(shared: bytes, name: str, bits: int) -> tuple[float, float]:
     """A job: the noise of one layer whose weights are stored in few bits, and the bytes that this saves."""
-    bench = unpack(shared)
-    context = bench.context(copy(bench.cleaned))
-    stored_weights(bits, [glob.escape(name)]).run(replace(context, evaluation=None))
-    noise = bench.judge.quality(Snapshot.of(context.editor.model)).noise
-    return min(noise, _RUINED), float(file_size(bench.cleaned) - file_size(context.editor.model))
+    return _alone(unpack(shared), stored_weights(bits, [glob.escape(name)]))
+
+
+def _alone(bench: Bench, pass_: Pass) -> tuple[float, float]:
+    """The noise of one change, kept to no budget, and the bytes that it saves."""
+    context = replace(bench.context(copy(bench.cleaned)), evaluation=None)
+    pass_.run(context)
+    model = context.editor.model
+    return _judged(bench, model), float(bench.size - file_size(model))
+
+
+def _judged(bench: Bench, model: ir.Model) -> float:
+    return min(bench.judge.quality(Snapshot.of(model)).noise, _RUINED)
 
 
 def _seconds_stored(bits: int, bench: Bench) -> dict[str, float]:
@@ -319,11 +327,7 @@ def rounding(shared: bytes) -> dict[str, tuple[float, float, float]]:
         if not isinstance(name, str) or not isinstance(times[0], float) or not isinstance(times[1], float):
             continue
         if times[1] < times[0]:
-            context = bench.context(copy(bench.cleaned))
-            dynamic_integers([glob.escape(name)]).run(replace(context, evaluation=None))
-            noise = min(bench.judge.quality(Snapshot.of(context.editor.model)).noise, _RUINED)
-            fewer = float(file_size(bench.cleaned) - file_size(context.editor.model))
-            found[name] = (times[0] - times[1]) * 1e-6, noise, fewer
+            found[name] = (times[0] - times[1]) * 1e-6, *_alone(bench, dynamic_integers([glob.escape(name)]))
     return found
 
 
