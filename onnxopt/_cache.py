@@ -71,8 +71,9 @@ def read(directory: Path, key: str) -> Arrays:
     return arrays
 
 
-def write(directory: Path, key: str, arrays: Arrays) -> None:
-    """Store ``arrays`` under ``key`` in one step; where that is not possible, they are not stored."""
+def write(directory: Path, key: str, arrays: Arrays) -> str:
+    """Store ``arrays`` under ``key`` in one step; where that is not possible they are not, and what is returned says
+    why."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=directory, suffix=".tmp")
@@ -86,6 +87,8 @@ def write(directory: Path, key: str, arrays: Arrays) -> None:
         _trim(directory)
     except OSError as error:
         log.debug("nothing is kept in %s: %s", directory, error)
+        return f"nothing can be kept in {directory}: {error.strerror or error}"
+    return ""
 
 
 def _trim(directory: Path) -> None:

@@ -46,7 +46,7 @@ def beside(
     try:
         a, b = (Session(each, optimize=True, threads=1) for each in (first, second))
         if samples is not None:
-            feeds: Feeds = next(iter(samples.small_batches())).feeds
+            feeds: Feeds = samples.one().feeds
         else:
             feeds = probes[0] if probes else find_probes(before, a, count=1)[0].feeds
         ratio = latency_ratio(a, b, feeds, seconds=_SECONDS)

@@ -21,7 +21,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxopt.data import Dataset, load_data
-from onnxopt.errors import DataError, EngineError, OptionError
+from onnxopt.errors import DataError, EngineError, MetricError, OptionError
 from onnxopt.inspection import Costs, costs
 from onnxopt.model import save
 from onnxopt.runtime import Session, Snapshot
@@ -245,24 +245,25 @@ def _settle(search: _Search, yardstick: Yardstick, share: float, started: float)
     budget, found = search.budget, search.found()
     near = sorted((f for f in found if budget.is_within_limits(f)), key=lambda f: f.cost(budget.target))
     likely = [f for f in near if budget.is_likely(f.measured.loss)]
-    chosen, problem, judged = None, "", list[Found]()
-    while likely and chosen is None and len(judged) < _FINALISTS:
-        if len(judged) == _FINALISTS - 1:  # the last may be cautious
+    chosen, problem, finals = None, "", _Finals(search, yardstick)
+    for tried in range(_FINALISTS):
+        if not likely or chosen is not None:
+            break
+        if tried == _FINALISTS - 1:  # the last may be cautious
             likely.sort(key=lambda f: f.measured.noise)
-        candidate = likely[0]
-        final = yardstick.loss(search.trials.replayed(candidate.measured))
-        judged.append(replace(candidate, final=final))
-        if budget.is_held(final):
-            chosen = judged[-1]
-        calmer = _CALMER * min(1.0, budget.max_drop / max(final.high, 1e-9)) * candidate.measured.noise
-        likely = [f for f in likely if f.measured.noise < calmer]
+        candidate = finals.judge(likely[0])
+        noise = _CALMER * likely[0].measured.noise
+        if candidate.final is not None:
+            noise *= min(1.0, budget.max_drop / max(candidate.final.high, 1e-9))
+            chosen = candidate if budget.is_held(candidate.final) else None
+        likely = [f for f in likely if f.measured.noise < noise]
     if chosen is None:
-        chosen, problem = _nearest(search, judged, near or found, yardstick)
-    finals = {each.measured.plan: each for each in (*judged, chosen)}
-    found = [finals.get(each.measured.plan, each) for each in found]
+        chosen, problem = _nearest(budget, near or found, finals)
+    found = [finals.judged.get(each.measured.plan, each) for each in found]
     evaluations = search.trials.evaluations
-    if evaluations.gone:
-        problem = "; ".join(part for part in (problem, f"the search ended early: {evaluations.gone}") if part)
+    early = evaluations.gone and f"the search ended early: {evaluations.gone}"
+    unkept = evaluations.unkept and f"a search that is interrupted would start anew: {evaluations.unkept}"
+    problem = "; ".join(filter(None, (problem, *finals.failures, early, unkept)))
 
     def recipe_of(each: Found) -> str:
         passes = search.trials.passes(each.measured)
@@ -288,27 +289,47 @@ def _settle(search: _Search, yardstick: Yardstick, share: float, started: float)
     )
 
 
-def _nearest(
-    search: _Search, judged: Sequence[Found], others: Sequence[Found], yardstick: Yardstick
-) -> tuple[Found, str]:
-    """The model that loses least, and which part of the budget it does not hold."""
-    budget = search.budget
+class _Finals:
+    """The models that were judged on the samples that were kept."""
+
+    def __init__(self, search: _Search, yardstick: Yardstick) -> None:
+        self._search, self._yardstick = search, yardstick
+        self.judged: dict[Plan, Found] = {}
+        self.failures: dict[str, None] = {}
+        """What the metric failed with."""
+
+    def judge(self, candidate: Found) -> Found:
+        """With its loss; without one if the metric fails on it."""
+        try:
+            final = self._yardstick.loss(self._search.trials.replayed(candidate.measured))
+        except MetricError as error:
+            self.failures[str(error)] = None
+            return candidate
+        self.judged[candidate.measured.plan] = found = replace(candidate, final=final)
+        return found
+
+
+def _nearest(budget: Budget, others: Sequence[Found], finals: _Finals) -> tuple[Found, str]:
+    """The model that loses least, and which part of the budget it does not hold, if it does not."""
     if not any(budget.is_within_limits(each) for each in others):
         limits = " and ".join(f"{name} of at most ×{limit:g}" for name, limit in budget.limits.items())
         best = min(others, key=lambda f: max(f.cost(name) / limit for name, limit in budget.limits.items()))
         costs = " and ".join(f"{name} of ×{best.cost(name):.2f}" for name in budget.limits)
-        return (
-            replace(best, final=yardstick.loss(search.trials.replayed(best.measured))),
-            f"no model was found with {limits}; the nearest has {costs}",
-        )
-    if not judged:
-        likeliest = min(others, key=lambda f: f.measured.loss.high)
-        judged = [replace(likeliest, final=yardstick.loss(search.trials.replayed(likeliest.measured)))]
-    best = min(judged, key=lambda each: each.final.high if each.final is not None else math.inf)
-    assert best.final is not None
+        return finals.judge(best), f"no model was found with {limits}; the nearest has {costs}"
+    for each in sorted(others, key=lambda f: f.measured.loss.high):  # the cleaned model loses nothing
+        if finals.judged:
+            break
+        finals.judge(each)
+    if not finals.judged:
+        return others[0], "the metric fails on every model that was found"
+    best, final = min(
+        ((each, each.final) for each in finals.judged.values() if each.final is not None), key=lambda both: both[1].high
+    )
+    if budget.is_held(final):
+        return best, ""
     return best, (
-        f"no model was found that surely loses at most {budget.max_drop:.2%}: the nearest loses {best.final.drop:.2%}, "
-        f"at most {best.final.high:.2%}, on {best.final.samples} samples"
+        f"no model was found that surely loses at most {budget.max_drop:.2%}: the nearest loses {final.drop:.2%}, "
+        f"at most {final.high:.2%}, on {final.samples} samples"
     )
 
 

@@ -24,14 +24,15 @@ from onnxopt.judge import Judge
 from onnxopt.model import from_proto, outline, to_proto
 from onnxopt.pass_base import Context
 from onnxopt.passes.prune._importance import Array
-from onnxopt.passes.prune._plan import Costs, costs
+from onnxopt.passes.prune._plan import Costs, Limits, costs, kept_counts
+from onnxopt.passes.prune._rounding import wanted_multiple
 from onnxopt.passes.prune.prune_channels import ranking
 from onnxopt.pipeline import PassManager
 from onnxopt.recipes import recipe
 from onnxopt.runtime import Feeds, Snapshot
-from onnxopt.search.metric import Yardstick, metric_for
+from onnxopt.search.metric import Yardstick, metric_for, source
 
-_FORMAT = "9"
+_FORMAT = "10"
 """To be raised when evaluations are done in another way."""
 _IN_ONE_FILE = 1 << 30
 """Models with fewer bytes of weights are written out to be counted; of larger ones the small parts are estimated."""
@@ -57,7 +58,7 @@ class Bench:
         proto = onnx.ModelProto.FromString(self.original.content)
         model = _cache.digest(proto, self.original.directory)
         here = VERSION, _FORMAT, onnxruntime.__version__, np.__version__, platform.machine(), choices.processor()
-        return _cache.key(model, self.data.fingerprint, self.compared.fingerprint, self.metric, *here)
+        return _cache.key(model, self.data.fingerprint, self.compared.fingerprint, source(self.metric), *here)
 
     def packed(self) -> bytes:
         """To be sent to a worker. Arrays travel; files are read where the work is done."""
@@ -126,8 +127,10 @@ class Bench:
         return costs(Editor(self.cleaned), self.groups)
 
     def least(self, group: Group, share: float) -> list[int]:
-        """The channels of a group that go if this share of them does."""
-        found: list[int] = self.order[group.number][: min(group.size - 1, round(share * group.size))].tolist()
+        """The channels of a group that go if this share of them does, as ``prune-channels`` rounds their number."""
+        number, order = group.number, self.order[group.number]
+        kept = kept_counts({number: order}, share, {number: Limits(wanted_multiple(group))}, [[number]])[number]
+        found: list[int] = order[: group.size - kept].tolist()
         return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -11,8 +13,10 @@ from onnxopt.search.jobs import Remote
 
 _LARGE = 1 << 16
 """Arguments of so many bytes are sent once."""
-_PATIENCE = "20s"
-"""How long a cluster may take to answer."""
+_PATIENCE = 20.0
+"""So many seconds a cluster may take to answer,"""
+_REPLACED = 60.0
+"""and so many it may be without workers, whom it may replace."""
 
 
 class DaskExecutor(Remote):
@@ -25,12 +29,10 @@ class DaskExecutor(Remote):
             from distributed import Client
         except ImportError as error:
             raise OptionError("a Dask cluster needs the extra: pip install 'onnxopt[dask]'") from error
-        try:
-            self._client = Client(address, timeout=_PATIENCE)
-        except (OSError, ValueError, TimeoutError) as error:
-            raise OptionError(f"there is no Dask scheduler at {address}: {error or type(error).__name__}") from error
+        self._client = _connected(Client, address)
         self._inner = self._client.get_executor(pure=False)
         self._sent: dict[int, tuple[bytes, Any]] = {}
+        self._manned = time.monotonic()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         if self._client.status != "running":
@@ -40,14 +42,47 @@ class DaskExecutor(Remote):
         return future
 
     def answers(self) -> bool:
-        """Whether the scheduler is connected."""
-        return bool(self._client.status == "running")
+        """Whether the scheduler is connected, and has workers or may still get some."""
+        if self._client.status != "running":
+            return False
+        try:
+            workers = self._client.sync(self._client.scheduler.ncores, callback_timeout=_PATIENCE)
+        except (OSError, TimeoutError):
+            return False
+        if workers:
+            self._manned = time.monotonic()
+        return time.monotonic() - self._manned < _REPLACED
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._inner.shutdown(wait=False)
         self._client.close()
 
     def _once(self, content: bytes) -> Any:
-        if id(content) not in self._sent:
-            self._sent[id(content)] = content, self._client.scatter(content, broadcast=True)
-        return self._sent[id(content)][1]
+        """What stands for ``content`` there, sent again if all workers that had it are gone."""
+        _, sent = self._sent.get(id(content), (content, None))
+        if sent is None or sent.status != "finished":
+            sent = self._client.scatter(content, broadcast=True)
+            self._sent[id(content)] = content, sent
+        return sent
+
+
+def _connected(client: Any, address: str) -> Any:
+    """A client of the scheduler at ``address``. Dask itself waits without end for one that takes a connection and then
+    says nothing, and starts a cluster of its own where the address is empty."""
+    if not address.strip():
+        raise OptionError("the address of a Dask scheduler is empty; it looks like tcp://host:8786")
+    found: list[Any] = []
+
+    def connect() -> None:
+        try:
+            found.append(client(address, timeout=_PATIENCE))
+        except (OSError, ValueError, TimeoutError) as error:
+            found.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(2 * _PATIENCE)
+    if not found or isinstance(found[0], Exception):
+        reason = "it does not answer" if not found else str(found[0]) or type(found[0]).__name__
+        raise OptionError(f"there is no Dask scheduler at {address}: {reason}")
+    return found[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,11 @@ def auto(
     stage("load")
     loaded = load(model)
     given, other = load_source(stage, data, loaded), load_source(stage, eval_data, loaded)
-    result = search(
-        loaded, data=given, evaluation=other, budget=budget, metric=metric, methods=methods, train=train,
-        time_budget=time_budget, workers=workers, worker_memory=worker_memory,
-        executor=DaskExecutor(dask) if dask is not None else None, on_progress=stage,
-    )  # fmt: skip
+    with nullcontext() if dask is None else DaskExecutor(dask) as executor:
+        result = search(
+            loaded, data=given, evaluation=other, budget=budget, metric=metric, methods=methods, train=train,
+            time_budget=time_budget, workers=workers, worker_memory=worker_memory, executor=executor, on_progress=stage,
+        )  # fmt: skip
     stage("save")
     if not result.holds:  # under its own name nobody takes it for what was asked for
         written = written.with_name(written.stem + NEAREST + written.suffix)

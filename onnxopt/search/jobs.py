@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Executor, Future, wait
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,14 +92,16 @@ class Evaluations:
     """and how many were known from before this run."""
     gone: str = ""
     """Why the executor is of no more use, if it is not."""
+    unkept: str = ""
+    """Why results could not be kept on disk, if one could not."""
     _known: dict[str, Any] = field(default_factory=dict)
     _lost: int = 0
 
     def run(self, jobs: Sequence[Job]) -> list[Any]:
         """The results in the order of the jobs, or a ``Failure`` each."""
-        new = [job for job in jobs if not self._recall(job)]
+        new = {name: job for job in jobs if not self._recall(name := self._name(job), job.kind)}
         failed: dict[str, Failure] = {}
-        lost = self._submit(new, failed)
+        lost = self._submit(list(new.values()), failed)
         for job in lost:  # alone, so that the one that brings its worker down is told from those beside it
             if self._submit([job], failed):
                 self._lost += 1
@@ -147,17 +149,13 @@ class Evaluations:
                 heard = time.monotonic()
             elif time.monotonic() - heard > _SILENCE:  # what is there no more ends nothing
                 self.on_progress("nobody answers any more")
+                for future in waiting:
+                    future.cancel()
                 return [*lost, *(futures[future] for future in waiting | done)]
             for future in done:
                 job = futures[future]
                 try:
                     packed, reason = future.result()
-                except CancelledError as error:
-                    if time.monotonic() > self.end:
-                        failed[self._name(job)] = Failure(_LATE)
-                    else:
-                        self._note(error)
-                        lost.append(job)
                 except Exception as error:
                     self._note(error)
                     lost.append(job)
@@ -170,8 +168,9 @@ class Evaluations:
                 if waiting and not isinstance(self.executor, InProcess):
                     self._say(job, 0)
             if time.monotonic() > self.end:
-                for future in waiting:
-                    future.cancel()  # one that runs is waited for
+                late = {future for future in waiting if future.cancel()}  # one that runs is waited for
+                failed.update((self._name(futures[future]), Failure(_LATE)) for future in late)
+                waiting -= late
         return lost
 
     def _answers(self) -> bool:
@@ -181,10 +180,9 @@ class Evaluations:
     def _name(self, job: Job) -> str:
         return _cache.key(self.key, job.work.__name__, repr(job.arguments))
 
-    def _recall(self, job: Job) -> bool:
-        name = self._name(job)
+    def _recall(self, name: str, kind: Any) -> bool:
         if name not in self._known:
-            found = self._stored(name, job.kind)
+            found = self._stored(name, kind)
             if found is None:
                 return False
             self._known[name] = found
@@ -205,9 +203,8 @@ class Evaluations:
         except msgspec.DecodeError:
             return None
 
-    @staticmethod
-    def _store(name: str, packed: bytes) -> None:
-        _cache.write(directory(), name, {"result": np.frombuffer(packed, np.uint8)})
+    def _store(self, name: str, packed: bytes) -> None:
+        self.unkept = _cache.write(directory(), name, {"result": np.frombuffer(packed, np.uint8)}) or self.unkept
 
     def _note(self, error: BaseException) -> None:
         self.on_progress(f"a worker was lost: {type(error).__name__}: {error}")

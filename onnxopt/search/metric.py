@@ -15,10 +15,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from onnxopt import _cache
 from onnxopt.data import Dataset
 from onnxopt.errors import DataError, MetricError, OptionError
 from onnxopt.evaluation import cores
@@ -163,6 +166,15 @@ def metric_for(name: str, original: Snapshot, data: Dataset) -> Metric:
             return _NOISE
 
 
+def source(name: str) -> str:
+    """What a metric's results depend on besides samples: its name, and of ``module:function`` what the module's file
+    says."""
+    if ":" not in name:
+        return name
+    file = getattr(_imported(name), "__file__", None)
+    return name if file is None else _cache.key(name, Path(file).read_bytes().decode("latin-1"))
+
+
 def _called(metric: Metric, given: Outputs, expected: Outputs, labels: Array | None) -> Any:
     try:
         return metric.statistics(given, expected, labels)
@@ -233,14 +245,21 @@ _NOISE = Metric("noise", _noise_and_signal, _least_clean)
 
 
 def _of_user(name: str) -> Metric:
-    module, _, function = name.partition(":")
+    module, function = _imported(name), name.partition(":")[2]
+    try:
+        called = getattr(module, function)
+    except AttributeError as error:
+        raise OptionError(f"there is no metric {name!r}: {error}") from error
+    return Metric(name, lambda y, _, labels: called(dict(y), labels), _mean)
+
+
+def _imported(name: str) -> ModuleType:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        called = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        return importlib.import_module(name.partition(":")[0])
+    except ImportError as error:
         raise OptionError(f"there is no metric {name!r}: {error}") from error
-    return Metric(name, lambda y, _, labels: called(dict(y), labels), _mean)
 
 
 def _has_scores(y: Any) -> bool:

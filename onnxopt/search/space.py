@@ -146,7 +146,7 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *
         ],
         "prune": [
             Job(pruning_noise, (group.number, share), float, f"what {share:.0%} of the channels of a layer are worth")
-            for share in SHARES for group in groups if bench.least(group, share)
+            for share in SHARES for group in groups if share in _shares(group, bench)
         ],
         "split": [
             Job(splitting, (name,), dict[float, tuple[float, float, float]], "what factors are worth")
@@ -183,6 +183,14 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *
         _groups(groups, found["prune"], timed, bench, evaluations), tuple(layers), seconds, all_macs, size,
         tuple(left) if "prune" in methods else (),
     )  # fmt: skip
+
+
+def _shares(group: Group, bench: Bench) -> set[float]:
+    """The shares by which, once rounded, different numbers of channels go."""
+    first: dict[int, float] = {}
+    for share in SHARES:
+        first.setdefault(len(bench.least(group, share)), share)
+    return {share for count, share in first.items() if count}
 
 
 def _results(jobs: Sequence[Job], evaluations: Evaluations) -> dict[tuple[Any, ...], Any]:

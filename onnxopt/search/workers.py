@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -60,6 +61,7 @@ class LocalWorkers(Executor):
 
 def _begin(turns: Any, memory: float | None) -> None:
     """Threads of workers that share cores would wait for each other, and times would be of no use."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, turns.get())
     if hasattr(os, "fork"):
@@ -68,3 +70,11 @@ def _begin(turns: Any, memory: float | None) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if memory is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 1e9),) * 2)
+
+
+def _end_with_parent() -> None:
+    """A search that is killed cannot end its workers: they hold both ends of the queue, and would wait for good."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxopt.data import random_data
+from onnxopt.data import load_data, random_data
 from onnxopt.errors import DataError, EngineError, OptionError, OutputError
 from onnxopt.model import load, to_proto
 from onnxopt.runtime import Session, Snapshot
@@ -47,8 +47,6 @@ def score(model: onnx.ModelProto, samples: Any) -> float:
 
 
 def test_budget_holds_on_samples_that_nothing_was_chosen_by(found: AutoResult) -> None:
-    from onnxopt.data import load_data
-
     fitted, rest = load_data(DATA, load(NET)).split(FITTED)
     compared, kept = rest.split(1 - KEPT / (1 - FITTED))
     assert (len(fitted), len(compared)) == (400, 200)
@@ -175,6 +173,31 @@ def test_metric_that_fails_on_some_models_leaves_the_others(tmp_path: Path, monk
     )
     assert found.metric == "moody:score"
     assert found.chosen.final is not None
+
+
+def test_where_the_metric_fails_on_samples_that_are_kept_the_nearest_is_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels say which sample each is; on those that are kept, scores that are not the original's are an error."""
+    content = dict(np.load(DATA))
+    content["labels"] = content["labels"] + 10 * np.arange(len(content["labels"]))
+    _, rest = load_data(content, load(NET)).split(FITTED)
+    kept = np.concatenate([b.labels for b in rest.split(1 - KEPT / (1 - FITTED))[1].batches() if b.labels is not None])
+    (tmp_path / "fussy.py").write_text(
+        "import numpy as np\n"
+        f"KEPT, SEEN = set({kept.tolist()}), dict()\n"
+        "def score(outputs, labels):\n"
+        "    (y,) = outputs.values()\n"
+        "    if labels[0] in KEPT and not np.allclose(y, SEEN.setdefault(labels[0], y), atol=1e-3):\n"
+        "        raise ValueError('what is this?')\n"
+        "    return (y.argmax(-1) == labels % 10).astype(float)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    budget = Budget(0.05, "size")
+    found = auto(load(NET), data=content, budget=budget, methods=("quantize",), metric="fussy:score", train=False)
+    assert found.problem == "the metric fussy:score failed: ValueError: what is this?"
+    assert str(found.chosen.measured.plan) == "cleanup alone"
+    assert found.holds
 
 
 def test_executor_that_is_gone_ends_the_search_with_the_best_so_far() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import time
@@ -59,12 +60,45 @@ def test_a_cluster_that_vanishes_ends_the_search_with_what_is_known(work: Any, c
     assert results[1] == 2 + (1 << 17)
 
 
+def test_a_cluster_without_workers_ends_the_search_unless_new_ones_come(
+    work: Any, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxopt.search.cluster._REPLACED", 1.0)
+    monkeypatch.setattr("onnxopt.search.jobs._SILENCE", 1.0)
+    with DaskExecutor(cluster.scheduler_address) as executor:
+        found = evaluations(executor)
+        jobs = [Job(work.double, (n,), int, "") for n in range(4)]
+        assert found.run(jobs[:1]) == [1 << 17]
+        cluster.scale(0)
+        cluster.sync(cluster._correct_state)
+        starts = threading.Timer(0.5, cluster.scale, (2,))
+        starts.start()
+        monkeypatch.setattr("onnxopt.search.cluster._REPLACED", 60.0)
+        assert found.run(jobs[:2]) == [1 << 17, 2 + (1 << 17)], "what all jobs share went with the workers"
+        starts.join()
+        monkeypatch.setattr("onnxopt.search.cluster._REPLACED", 1.0)
+        cluster.scale(0)
+        results = found.run(jobs)
+    assert results[:2] == [1 << 17, 2 + (1 << 17)]
+    assert all(isinstance(each, Failure) for each in results[2:])
+
+
 def test_nobody_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxopt.search.cluster._PATIENCE", "1s")
+    monkeypatch.setattr("onnxopt.search.cluster._PATIENCE", 1.0)
     with pytest.raises(OptionError, match=r"there is no Dask scheduler at tcp://127.0.0.1:9"):
         DaskExecutor("tcp://127.0.0.1:9")
     with pytest.raises(OptionError, match="there is no Dask scheduler at nonsense"):
         DaskExecutor("nonsense://x")
+    with pytest.raises(OptionError, match="the address of a Dask scheduler is empty"):
+        DaskExecutor(" ")
+
+
+def test_who_takes_a_connection_and_says_nothing_is_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxopt.search.cluster._PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(OptionError, match=f"there is no Dask scheduler at {address}: it does not answer"):
+            DaskExecutor(address)
 
 
 def test_without_dask_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

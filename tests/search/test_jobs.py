@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -167,13 +168,44 @@ def test_when_the_time_is_over_no_job_begins() -> None:
     assert CALLS == [1]
 
 
+def test_when_the_time_is_over_what_has_not_begun_is_not_waited_for() -> None:
+    class Slow(Executor):
+        """Begins the first job, and none after it."""
+
+        def __init__(self) -> None:
+            self.futures: list[Future[Any]] = []
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            self.futures.append(future)
+            if len(self.futures) == 1:
+                future.set_running_or_notify_cancel()
+                threading.Timer(1.0, lambda: future.set_result(fn(*args, **kwargs))).start()
+            return future
+
+    found = evaluations(Slow(), seconds=0.3)
+    late = Failure("the time was over")
+    assert found.run(doubled(1, 2, 3)) == [5, late, late]
+
+
+def test_a_job_that_is_asked_twice_at_once_is_done_once() -> None:
+    found = evaluations()
+    assert found.run(doubled(1, 2, 1)) == [5, 7, 5]
+    assert (CALLS, found.count) == ([1, 2], 2)
+
+
 def test_a_full_disk_costs_only_what_would_have_been_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    assert evaluations().run(doubled(1)) == [5]
+    found = evaluations()
+    assert found.run(doubled(1)) == [5]
+    assert found.unkept == f"nothing can be kept in {directory()}: No space left on device"
     monkeypatch.undo()
+    assert found.run(doubled(2)) == [7]
+    assert found.unkept, "one that was lost is missing however many were kept after it"
+    assert not list(directory().glob("*.tmp"))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nonsense", b"\x00" * 500])

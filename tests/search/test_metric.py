@@ -13,7 +13,7 @@ from onnxopt.data import load_data
 from onnxopt.errors import DataError, MetricError, OptionError
 from onnxopt.model import load
 from onnxopt.runtime import Snapshot
-from onnxopt.search.metric import Metric, Yardstick, metric_for, paired, samples_needed
+from onnxopt.search.metric import Metric, Yardstick, metric_for, paired, samples_needed, source
 from tests.support import graph
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -113,3 +113,16 @@ def test_metrics_that_do_not_fit_are_refused() -> None:
         metric_for("nowhere:f", classifier(), data)
     with pytest.raises(DataError, match="needs labels"):
         metric_for("accuracy", classifier(), data)
+
+
+def test_results_hang_on_what_the_metric_says_not_on_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "changing.py"
+    file.write_text("def score(outputs, labels):\n    return 1.0\n")
+    first = source("changing:score")
+    assert source("changing:score") == first != source("accuracy")
+    file.write_text("def score(outputs, labels):\n    return 2.0\n")
+    assert source("changing:score") != first
+    sys.modules.pop("changing")
+    with pytest.raises(OptionError, match="there is no metric 'nowhere:score'"):
+        source("nowhere:score")
