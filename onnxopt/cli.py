@@ -307,7 +307,7 @@ def _at_most(command: F) -> F:
     help="Samples to fit to and to compare models on, with labels if there are any.",
 )  # fmt: skip
 @click.option(
-    "--eval-data", metavar="SOURCE", help="Other samples, on which the budget must hold; default: 40 % of --data."
+    "--eval-data", metavar="SOURCE", help="Other samples, to compare and to judge on; default: 60 % of --data."
 )
 @click.option(
     "--max-drop", metavar="SHARE", callback=_share, default="1%", show_default=True,

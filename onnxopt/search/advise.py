@@ -21,7 +21,7 @@ from onnxopt.data import Dataset, load_data, random_data
 from onnxopt.errors import DataError, MetricError, OptionError
 from onnxopt.passes.quantize._targets import detect, target
 from onnxopt.runtime import Session, Snapshot
-from onnxopt.search.auto import KEPT
+from onnxopt.search.auto import to_give
 from onnxopt.search.bench import Bench
 from onnxopt.search.jobs import Evaluations, InProcess
 from onnxopt.search.metric import Metric, Yardstick, metric_for, samples_needed
@@ -213,7 +213,7 @@ def _recommended(
     if searched and samples is None:
         return commands.auto(methods), "with samples, it finds out how much of what brings something can be afforded"
     if searched and metric is not None:
-        needed = max(math.ceil(samples_needed(metric, commands.max_drop or MAX_DROP) / KEPT), 4)
+        needed = max(to_give(samples_needed(metric, commands.max_drop or MAX_DROP), to_fit=True), 4)
         if samples is not None and samples >= needed:
             return commands.auto(methods), "it combines what pays, layer by layer, and proves that the budget holds"
         if best is not None:

@@ -37,9 +37,9 @@ from onnxopt.search.trials import Measured, Trials
 from onnxopt.search.workers import LocalWorkers
 
 FITTED = 0.4
-"""The share of the samples that passes see;"""
-KEPT = 0.4
-"""and the share that is kept for the end, where no others are given for that. Plans are compared on the rest."""
+"""The share of the samples that passes see, where no others are given for the rest."""
+KEPT = 2 / 3
+"""Of those that passes do not see, the share that is kept for the end; plans are compared on the others."""
 _TRIES, _TRIES_ALONE = 8, 5
 """So many plans by all methods, and by each alone, are measured to find out how much noise the budget allows."""
 _CALM = 3
@@ -106,8 +106,9 @@ def auto(
 ) -> AutoResult:
     """Search for the model that has least of the target within the budget.
 
-    ``data``: samples to fit and to compare on; ``evaluation``: others, which the result must hold the budget on;
-    without them two fifths of ``data`` are kept for that. ``train``: whether models may be trained by distillation.
+    ``data``: samples to fit to; ``evaluation``: others, of which a third is to compare plans on, and the result must
+    hold the budget on the rest; without them three fifths of ``data`` are these. ``train``: whether models may be
+    trained by distillation.
     ``time_budget``: seconds, after which no other evaluation begins. Evaluations run in this process, or in
     ``workers`` processes that may take ``worker_memory`` GB each, or on any ``executor``, whose workers should be
     machines like the one that the model is for.
@@ -123,14 +124,15 @@ def auto(
         raise OptionError(f"a search needs methods: some of {', '.join(METHODS)}")
     if not time_budget > 0:
         raise OptionError(f"the time budget is in seconds above 0, got {time_budget}")
-    fitted, compared, kept, share = _samples(model, data, evaluation)
+    fitted, others, share = _samples(model, data, evaluation)
+    compared, kept = others.split(1 - KEPT)
     original = Snapshot.of(model)
     judged_by = metric_for(metric, original, kept)
     if len(kept) < (needed := samples_needed(judged_by, budget.max_drop)):
         raise DataError(
             f"whether {judged_by.name} falls by at most {budget.max_drop:.2%} cannot be told from the {len(kept)} "
-            f"samples that are kept to judge by: {needed} are needed; give {math.ceil(needed / KEPT)}, or a "
-            "larger drop"
+            f"samples that are kept to judge by: {needed} are needed; give "
+            f"{to_give(needed, to_fit=evaluation is None)}, or a larger drop"
         )
     bench = Bench(original, fitted, compared, judged_by.name)
     last = Yardstick(judged_by, original, kept)
@@ -155,20 +157,26 @@ def auto(
         return _settle(search, last, share, started)
 
 
-def _samples(model: ir.Model, data: Any, evaluation: Any) -> tuple[Dataset, Dataset, Dataset, float]:
-    """The samples that passes see, those to compare plans on, those to judge by in the end, and which share of ``data``
-    the first are."""
+def to_give(kept: int, *, to_fit: bool) -> int:
+    """Of how many samples so many are kept for the end; ``to_fit``: others of them are to fit to."""
+    return math.ceil(kept / (KEPT * (1 - FITTED if to_fit else 1.0)) - 1e-6)
+
+
+def _samples(model: ir.Model, data: Any, evaluation: Any) -> tuple[Dataset, Dataset, float]:
+    """The samples that passes see, the others, and which share of ``data`` the first are."""
     given = load_data(data, model)
     if given.random:
         raise DataError("a search needs samples like those that the model will meet, not made-up ones")
-    if given.units < 4:
-        raise DataError(
-            f"a search needs samples to fit, to compare and to judge on: {given.units} are too few; give more"
-        )
-    if evaluation is not None:
-        return *given.split(FITTED / (1 - KEPT)), load_data(evaluation, model), FITTED / (1 - KEPT)
-    fitted, rest = given.split(FITTED)
-    return fitted, *rest.split(1 - KEPT / (1 - FITTED)), FITTED
+    if evaluation is None:
+        if given.units < 4:
+            raise DataError(
+                f"a search needs samples to fit, to compare and to judge on: {given.units} are too few; give more"
+            )
+        return *given.split(FITTED), FITTED
+    others = load_data(evaluation, model)
+    if min(given.units, others.units) < 2:
+        raise DataError("a search needs at least two samples to fit to, and two others to compare and to judge on")
+    return given, others, 1.0
 
 
 class _Search:

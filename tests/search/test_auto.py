@@ -48,7 +48,7 @@ def score(model: onnx.ModelProto, samples: Any) -> float:
 
 def test_budget_holds_on_samples_that_nothing_was_chosen_by(found: AutoResult) -> None:
     fitted, rest = load_data(DATA, load(NET)).split(FITTED)
-    compared, kept = rest.split(1 - KEPT / (1 - FITTED))
+    compared, kept = rest.split(1 - KEPT)
     assert (len(fitted), len(compared)) == (400, 200)
     final = found.chosen.final
     assert final is not None
@@ -58,6 +58,24 @@ def test_budget_holds_on_samples_that_nothing_was_chosen_by(found: AutoResult) -
     assert found.holds
     assert final.high <= 0.02 + 1e-9  # 8 of 400, but for rounding
     assert found.problem == ""
+
+
+def test_other_samples_that_are_given_compare_and_judge() -> None:
+    given, others = (
+        {name: x[part] for name, x in np.load(DATA).items()} for part in (slice(0, 300), slice(300, 1000))
+    )
+    # Labels that are never right: on those that passes see, nothing can be lost.
+    found = auto(
+        load(NET), data=given | {"labels": given["labels"] + 10}, evaluation=others, budget=Budget(0.02, "size"),
+        methods=("quantize",), train=False,
+    )  # fmt: skip
+    assert found.chosen.final is not None
+    assert found.chosen.final.samples == round(KEPT * 700)
+    assert found.chosen.measured.loss.samples == 700 - round(KEPT * 700)
+    assert found.chosen.measured.loss.before > 0.9
+    assert "data_share = 1.0" in found.recipe
+    with pytest.raises(DataError, match="1500 are needed; give 2250"):
+        auto(load(NET), data=given, evaluation=others, budget=Budget(0.002))
 
 
 def test_costs_are_those_of_files(found: AutoResult) -> None:
@@ -182,7 +200,7 @@ def test_where_the_metric_fails_on_samples_that_are_kept_the_nearest_is_returned
     content = dict(np.load(DATA))
     content["labels"] = content["labels"] + 10 * np.arange(len(content["labels"]))
     _, rest = load_data(content, load(NET)).split(FITTED)
-    kept = np.concatenate([b.labels for b in rest.split(1 - KEPT / (1 - FITTED))[1].batches() if b.labels is not None])
+    kept = np.concatenate([b.labels for b in rest.split(1 - KEPT)[1].batches() if b.labels is not None])
     (tmp_path / "fussy.py").write_text(
         "import numpy as np\n"
         f"KEPT, SEEN = set({kept.tolist()}), dict()\n"
