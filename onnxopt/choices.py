@@ -20,7 +20,7 @@ from onnxopt.pass_base import Context, Pass
 
 T = TypeVar("T")
 
-_FORMAT = "9"
+_FORMAT = "10"
 """To be raised when choices are made in another way, so that none of before is taken."""
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 _INTEGER, _FLOAT = 0, 1
@@ -39,6 +39,10 @@ class Border:
     """Whether something else reads it, which always is float."""
     quantize: float
     dequantize: float
+
+    def dearer(self, factor: float) -> Border:
+        """The same where it costs so many times as much."""
+        return replace(self, quantize=factor * self.quantize, dequantize=factor * self.dequantize)
 
 
 def cheapest(kernels: Mapping[str, Kernel], borders: Sequence[Border]) -> set[str]:

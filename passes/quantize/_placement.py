@@ -1,12 +1,12 @@
 """Choose by measurement which nodes to compute with integers, for the runtime and the machine at hand.
 
-Whether an integer kernel pays depends on its size, on what stands around it, and on the CPU. So the model is run
-as float and with everything quantized that can be, each kernel is timed, and a minimum cut (see ``_cut``) finds
-the nodes with which all kernels and quantizers together take least time. That plan, the default one and the
-layers alone are then built and raced against the float model, and judged on samples that no range was fitted
-to. If none of the fast ones is near enough to the float model, the nodes that do most harm are made dearer
-until the budget holds: the harm of a node is the noise at the outputs when it alone is quantized, and noise of
-several adds up nearly.
+Whether an integer kernel pays depends on its size, on what stands around it, and on the CPU. So the model is run as
+float and with everything quantized that can be, each kernel is timed, and a minimum cut (see ``_cut``) finds the
+nodes with which all kernels and quantizers together take least time: once for each of several costs of going from one
+form to the other, which no kernel's time tells. These plans, the default one and the layers alone are then built and
+raced against the float model, and judged on samples that no range was fitted to. If none of the fast ones is near
+enough to the float model, the nodes that do most harm are made dearer until the budget holds: the harm of a node is
+the noise at the outputs when it alone is quantized, and noise of several adds up nearly.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ _NUMBERS_FOR_HARM, _SAMPLES_FOR_HARM = 1 << 6, (4, 32)
 """Harm is measured on as many samples as give so many numbers at the outputs, at least and at most."""
 _FEW = 32
 """So many samples are enough to tell noise by."""
+_CROSSINGS = (1.0, 2.0, 4.0, 8.0)
+"""To go from one form to the other may cost so many times what the quantizer takes: there layouts change too, and what
+was fused is no more."""
 _TIE = 0.05
 """Kernels whose times in both forms differ by less than this share are as fast, as far as one can tell."""
 _AS_FAST = 1.03
@@ -110,10 +113,14 @@ class Placement:
         except EngineError:  # the runtime refuses some of it; single choices may still do
             borders = []
         layers = frozenset(key for key in everything if found[key].node.op_type in LAYERS)
-        wanted = [frozenset(default) & everything, layers]
-        if choice.times:
-            wanted.append(frozenset(cheapest(_inclined(choice.times, default), borders)))
-        self._race(wanted)
+        times = _inclined(choice.times, default)
+        cuts: dict[frozenset[str], list[Border]] = {}
+        for factor in _CROSSINGS if times else ():
+            dearer = [each.dearer(factor) for each in borders]
+            cuts.setdefault(frozenset(cheapest(times, dearer)), dearer)
+        self._race([frozenset(default) & everything, layers, *cuts])
+        if raced := [self._trials[nodes] for nodes in cuts if nodes in self._trials]:
+            borders = cuts[min(raced, key=lambda each: each.ratio.median).nodes]
         good = self._good()
         if not good and choice.times and any(trial.ratio.median <= FASTER for trial in self._trials.values()):
             self._spare(choice, borders)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from onnxopt.model import copy, to_proto
 from onnxopt.pass_base import Context, Report
 from onnxopt.passes.quantize import _placement
 from onnxopt.passes.quantize._budget import Budget
+from onnxopt.passes.quantize._cut import Border, Kernel
+from onnxopt.passes.quantize._placement import Choice, Placement, Trial
+from onnxopt.passes.quantize._plan import Plan
 from onnxopt.passes.quantize.quantize_static import QuantizeStatic
 from onnxopt.runtime import Ratio, Snapshot
 from tests.support import graph, ops
@@ -112,6 +116,32 @@ def test_returns_no_model_beyond_the_budget(monkeypatch: pytest.MonkeyPatch, bud
     assert report.changed == 0
     assert ops(after) == ops(network())
     assert all("no faster form stays within the budget" in note.text for note in report.refusals)
+
+
+def test_where_crossing_takes_longer_than_its_quantizer_the_cut_that_is_fastest_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By kernels and quantizers alone both convolutions should be quantized; measured, the second alone is faster."""
+
+    def timed(self: object, choice: Choice, made: Plan, found: object) -> list[Border]:
+        first, second = made.nodes
+        choice.times = {first: Kernel(9.0, 10.0), second: Kernel(1.0, 11.0)}
+        return [
+            Border(None, (first,), False, 0.5, 0.0), Border(first, (second,), False, 0.2, 0.2),
+            Border(second, (), True, 0.2, 0.2),
+        ]  # fmt: skip
+
+    def raced(self: Placement, wanted: Iterable[frozenset[str]]) -> None:
+        for nodes in dict.fromkeys(wanted):
+            ratio = 0.6 if len(nodes) > 1 else 0.5
+            judge = partial(self._judged, self._candidate(nodes))
+            self._trials[nodes] = Trial(nodes, Ratio(ratio, ratio, ratio, ratio), judge)
+
+    monkeypatch.setattr(Placement, "_time", timed)
+    monkeypatch.setattr(Placement, "_race", raced)
+    _, report = placed(network())
+    chosen = {fact["node"]: fact["integer"] for fact in report.facts if "integer" in fact}
+    assert list(chosen.values()) == [False, True]
 
 
 def test_spares_what_harms_most(monkeypatch: pytest.MonkeyPatch) -> None:
