@@ -12,7 +12,7 @@ the noise at the outputs when it alone is quantized, and noise of several adds u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -54,6 +54,8 @@ _CROSSINGS = (1.0, 2.0, 4.0, 8.0)
 was fused is no more."""
 _TIE = 0.05
 """Kernels whose times in both forms differ by less than this share are as fast, as far as one can tell."""
+_WORTHWHILE = 0.9
+"""If something takes less than this share of the time of all that is near enough, parts of it are looked at."""
 _AS_FAST = 1.03
 """Of models within this factor of the fastest the nearest to the float model is taken."""
 
@@ -122,8 +124,9 @@ class Placement:
         if raced := [self._trials[nodes] for nodes in cuts if nodes in self._trials]:
             borders = cuts[min(raced, key=lambda each: each.ratio.median).nodes]
         good = self._good()
-        if not good and choice.times and any(trial.ratio.median <= FASTER for trial in self._trials.values()):
-            self._spare(choice, borders)
+        enough = _WORTHWHILE * good[0].ratio.median if good else FASTER
+        if times and (fast := [each for each in self._trials.values() if each.ratio.median <= enough]):
+            self._spare(choice, borders, fast)
             good = self._good()
         if good:
             best = min(good, key=lambda each: (each.quality.noise, len(each.nodes), sorted(each.nodes)))
@@ -244,11 +247,9 @@ class Placement:
 
     # -- harm ----------------------------------------------------------------------------------------
 
-    def _spare(self, choice: Choice, borders: list[Border]) -> None:
-        """Try ever more cautious choices until one holds the budget."""
-        fast = [trial for trial in self._trials.values() if trial.ratio.median <= FASTER]
-        nearest = min(fast, key=lambda each: each.quality.noise)
-        order = sorted(nearest.nodes, key=self._places.__getitem__)
+    def _spare(self, choice: Choice, borders: list[Border], fast: Sequence[Trial]) -> None:
+        """Try ever more cautious parts of what is ``fast``, but not near enough, until one holds the budget."""
+        order = sorted(frozenset[str]().union(*(each.nodes for each in fast)), key=self._places.__getitem__)
         choice.harm = self._harm(order)
         total = sum(kernel.as_float for kernel in choice.times.values())
         worst = max(choice.harm.values(), default=0.0) or 1.0

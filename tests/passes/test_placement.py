@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,30 +117,50 @@ def test_returns_no_model_beyond_the_budget(monkeypatch: pytest.MonkeyPatch, bud
     assert all("no faster form stays within the budget" in note.text for note in report.refusals)
 
 
-def test_where_crossing_takes_longer_than_its_quantizer_the_cut_that_is_fastest_counts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """By kernels and quantizers alone both convolutions should be quantized; measured, the second alone is faster."""
+def timed(self: object, choice: Choice, made: Plan, found: object) -> list[Border]:
+    """By kernels and quantizers alone both convolutions pay as integers; if crossing costs more, the second alone."""
+    first, second = made.nodes
+    choice.times = {first: Kernel(9.0, 10.0), second: Kernel(1.0, 11.0)}
+    return [
+        Border(None, (first,), False, 0.5, 0.0), Border(first, (second,), False, 0.2, 0.2),
+        Border(second, (), True, 0.2, 0.2),
+    ]  # fmt: skip
 
-    def timed(self: object, choice: Choice, made: Plan, found: object) -> list[Border]:
-        first, second = made.nodes
-        choice.times = {first: Kernel(9.0, 10.0), second: Kernel(1.0, 11.0)}
-        return [
-            Border(None, (first,), False, 0.5, 0.0), Border(first, (second,), False, 0.2, 0.2),
-            Border(second, (), True, 0.2, 0.2),
-        ]  # fmt: skip
+
+def race(monkeypatch: pytest.MonkeyPatch, both: float, one: float, both_db: float = 30.0) -> None:
+    """Let models with both convolutions quantized, or one, take so much of the time."""
 
     def raced(self: Placement, wanted: Iterable[frozenset[str]]) -> None:
         for nodes in dict.fromkeys(wanted):
-            ratio = 0.6 if len(nodes) > 1 else 0.5
-            judge = partial(self._judged, self._candidate(nodes))
-            self._trials[nodes] = Trial(nodes, Ratio(ratio, ratio, ratio, ratio), judge)
+            ratio, db = (both, both_db) if len(nodes) > 1 else (one, 30.0)
+            quality = Quality(32, {"y": db}, {"y": 0.5})
+            self._trials[nodes] = Trial(nodes, Ratio(ratio, ratio, ratio, ratio), lambda quality=quality: quality)  # type: ignore[misc]
 
     monkeypatch.setattr(Placement, "_time", timed)
     monkeypatch.setattr(Placement, "_race", raced)
+
+
+def test_where_crossing_takes_longer_than_its_quantizer_the_cut_that_is_fastest_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    race(monkeypatch, both=0.6, one=0.5)
     _, report = placed(network())
     chosen = {fact["node"]: fact["integer"] for fact in report.facts if "integer" in fact}
     assert list(chosen.values()) == [False, True]
+
+
+@pytest.mark.parametrize(("both", "looked"), [(0.5, True), (0.78, False)])
+def test_parts_of_what_is_much_faster_but_not_near_enough_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch, both: float, looked: bool
+) -> None:
+    race(monkeypatch, both=both, one=0.8, both_db=5.0)
+    seen: list[list[int]] = []
+    monkeypatch.setattr(
+        Placement, "_spare", lambda self, choice, borders, fast: seen.append([len(each.nodes) for each in fast])
+    )
+    _, report = placed(network())
+    assert seen == ([[2]] if looked else [])
+    assert report.changed == 1, "what is near enough is taken if none of them is"
 
 
 def test_spares_what_harms_most(monkeypatch: pytest.MonkeyPatch) -> None:
