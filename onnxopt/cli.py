@@ -7,16 +7,15 @@ work is forked before anything heavy is loaded (see ``supervise.py``).
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
+from onnxopt import cli_options as shared
 from onnxopt.commands import carry_out
-from onnxopt.report.files import ReportFile
 from onnxopt.supervise import (
     DONE,
     INTERRUPTED,
@@ -38,9 +37,6 @@ Exit codes:
 130  interrupted with Ctrl-C
 141  whoever read the output went away
 """
-
-F = TypeVar("F", bound=Callable[..., Any])
-
 
 class _Group(click.Group):
     """Commands that are mistyped get a suggestion, in every version of click."""
@@ -74,50 +70,6 @@ def cli() -> None:
     """Make ONNX models smaller and faster inside a loss budget."""
 
 
-def _limited(command: F) -> F:
-    """The options of every command that runs a model."""
-    for option in (
-        click.option("-v", "--verbose", count=True, help="Say more; twice: with tracebacks and debug messages."),
-        click.option(
-            "--memory", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Stop when more is taken."
-        ),
-        click.option(
-            "--timeout", type=click.FloatRange(min=0, min_open=True), default=3600.0, show_default=True,
-            metavar="S", help="Stop after so many seconds.",
-        ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
-_probes = click.option(
-    "--probes", metavar="FILE.npz", help="Inputs to compare on: arrays named after the inputs, first axis = sample."
-)
-
-
-def _report_file(context: click.Context, option: click.Parameter, path: str | None) -> ReportFile | None:
-    return None if path is None else ReportFile(path, shlex.join(["onnxopt", *context.find_root().obj]))
-
-
-_report = click.option(
-    "--report", metavar="FILE.html", callback=_report_file,
-    help="Write a report for people to FILE.html, and the same for programs to FILE.json.",
-)  # fmt: skip
-
-
-def _share(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise click.BadParameter(f"write a share such as 0.01 or 1%, got {text!r}", context, option)
-    return share
-
-
 @cli.command(epilog=_EXIT_CODES)
 @click.argument("model")
 @click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the optimized model.")
@@ -134,17 +86,17 @@ def _share(context: click.Context, option: click.Parameter, text: str | None) ->
 @click.option("--eval-data", metavar="SOURCE", help="Other samples, to judge lossy passes by; default: half of --data.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="The budget: the least SQNR of an output, in dB.")
 @click.option(
-    "--max-drop", metavar="SHARE", callback=_share,
+    "--max-drop", metavar="SHARE", callback=shared.read_share,
     help="The budget: the largest loss of accuracy (without labels: of agreement), as 0.01 or 1%.",
 )  # fmt: skip
 @click.option("--strict", is_flag=True, help="Fail if nothing matches or a change has to be left out.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-@_probes
+@shared.probes
 @click.option("--external-data/--inline", default=None, help="Weights beside OUT, or inside; default: as in MODEL.")
-@_report
-@_json
-@click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
-@_limited
+@shared.report
+@shared.as_json
+@shared.quiet
+@shared.limited
 def optimize(**options: Any) -> int:
     """Run a recipe or passes on MODEL and write the result."""
     return _supervised("optimize", options, output=options["output"])
@@ -172,7 +124,7 @@ def optimize(**options: Any) -> int:
 @click.option(
     "--hard",
     metavar="SHARE",
-    callback=_share,
+    callback=shared.read_share,
     default="0.1",
     show_default=True,
     help="What labels count, if there are any.",
@@ -191,29 +143,19 @@ def optimize(**options: Any) -> int:
 @click.option("--strict", is_flag=True, help="Fail if the student learns nothing.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--external-data/--inline", default=None, help="Weights beside OUT, or inside; default: as in STUDENT.")
-@_report
-@_json
-@click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
-@_limited
+@shared.report
+@shared.as_json
+@shared.quiet
+@shared.limited
 def distill(**options: Any) -> int:
     """Train STUDENT to give what TEACHER gives and write the result."""
     return _supervised("distill", options, output=options["output"])
 
 
-def _dims(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, int]:
-    dims: dict[str, int] = {}
-    for text in (part for given in texts for part in given.split(",")):
-        name, found, size = text.rpartition("=")
-        if not found or not size.strip().isdecimal():
-            raise click.BadParameter(f"write name=value with a whole number, got {text!r}", context, option)
-        dims[name.strip()] = int(size)
-    return dims
-
-
 @cli.command(epilog=_EXIT_CODES)
 @click.argument("model")
 @click.option(
-    "--dims", multiple=True, callback=_dims, metavar="NAME=N,…",
+    "--dims", multiple=True, callback=shared.read_dims, metavar="NAME=N,…",
     help="Sizes of dynamic dims for counting multiply-accumulates; default: 1 on the first axis, 128 elsewhere.",
 )  # fmt: skip
 @click.option(
@@ -221,8 +163,8 @@ def _dims(context: click.Context, option: click.Parameter, texts: tuple[str, ...
     help="Try what the recipe cleanup would leave; default: for models of up to 2,000 nodes.",
 )  # fmt: skip
 @click.option("--groups", is_flag=True, help="List the groups of channels that can be pruned, and why others cannot.")
-@_json
-@_limited
+@shared.as_json
+@shared.limited
 def inspect(**options: Any) -> int:
     """Describe MODEL: operators, parameters, arithmetic, sizes, interface."""
     return _supervised("inspect", options)
@@ -231,16 +173,16 @@ def inspect(**options: Any) -> int:
 @cli.command(epilog=_EXIT_CODES)
 @click.argument("model", metavar="A")
 @click.argument("other", metavar="B")
-@_probes
+@shared.probes
 @click.option("--force", is_flag=True, help="Replace the report if it exists.")
-@_report
-@_json
+@shared.report
+@shared.as_json
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="For ONNX Runtime.")
 @click.option(
     "--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True,
     help="How long to measure latency; 0: not at all.",
 )  # fmt: skip
-@_limited
+@shared.limited
 def compare(**options: Any) -> int:
     """Compare the outputs, cost and latency of B with those of A.
 
@@ -260,43 +202,12 @@ def compare(**options: Any) -> int:
 @click.option("-o", "--output", metavar="OUT.json", help="Where to save the measurements.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="For ONNX Runtime.")
 @click.option("--force", is_flag=True, help="Replace OUT.json and the report if they exist.")
-@_report
-@_json
-@_limited
+@shared.report
+@shared.as_json
+@shared.limited
 def sensitivity(**options: Any) -> int:
     """Measure what each layer of MODEL gains and harms when it alone is quantized, pruned or split."""
     return _supervised("sensitivity", options)
-
-
-def _factor(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        factor = float(text.lstrip("×x"))
-    except ValueError:
-        factor = 0.0
-    if not 0 < factor < float("inf"):
-        raise click.BadParameter(f"write a factor such as ×0.5 or 0.5, got {text!r}", context, option)
-    return factor
-
-
-def _seconds(context: click.Context, option: click.Parameter, text: str) -> float:
-    units = {"s": 1, "m": 60, "h": 3600}
-    try:
-        seconds = float(text.rstrip("smh")) * units[text[-1:] if text[-1:] in units else "s"]
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise click.BadParameter(f"write a time such as 90s, 30m or 2h, got {text!r}", context, option)
-    return seconds
-
-
-def _at_most(command: F) -> F:
-    """What a model may cost."""
-    for name in ("macs", "size", "latency"):
-        text = f"The budget: {name} at most so many times the original's, as ×0.5."
-        command = click.option(f"--max-{name}", callback=_factor, metavar="FACTOR", help=text)(command)
-    return command
 
 
 @cli.command(epilog=_EXIT_CODES)
@@ -304,31 +215,28 @@ def _at_most(command: F) -> F:
 @click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the model that is found.")
 @click.option(
     "--data", required=True, metavar="SOURCE",
-    help="Samples to fit to and to compare models on, with labels if there are any.",
+    help="Samples to fit to, with labels if there are any; without --eval-data also to compare and to judge on.",
 )  # fmt: skip
 @click.option(
     "--eval-data", metavar="SOURCE", help="Other samples, to compare and to judge on; default: 60 % of --data."
 )
 @click.option(
-    "--max-drop", metavar="SHARE", callback=_share, default="1%", show_default=True,
+    "--max-drop", metavar="SHARE", callback=shared.read_share, default="1%", show_default=True,
     help="The budget: the largest loss of the score.",
 )  # fmt: skip
 @click.option(
     "--target", type=click.Choice(["latency", "size", "macs"]), default="latency", show_default=True,
     help="What is to be as small as it can.",
 )  # fmt: skip
-@_at_most
-@click.option(
-    "--metric", default="auto", show_default=True, metavar="NAME",
-    help="The score: accuracy, f1, rmse, agreement, noise, or module:function.",
-)  # fmt: skip
+@shared.at_most
+@shared.metric
 @click.option(
     "--method", "methods", multiple=True, type=click.Choice(["prune", "split", "quantize"]),
     default=("prune", "split", "quantize"), help="What may be done; can be given several times. Default: all.",
 )  # fmt: skip
 @click.option("--train/--no-train", default=True, show_default=True, help="Whether models may be distilled.")
 @click.option(
-    "--time-budget", metavar="TIME", callback=_seconds, default="30m", show_default=True,
+    "--time-budget", metavar="TIME", callback=shared.read_seconds, default="30m", show_default=True,
     help="After this no other evaluation begins.",
 )  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes to evaluate in.")
@@ -338,10 +246,10 @@ def _at_most(command: F) -> F:
 @click.option("--dask", metavar="ADDRESS", help="The scheduler of a Dask cluster to evaluate on.")
 @click.option("--pareto", metavar="DIR", help="Where to write the Pareto set; default: OUT with .pareto.")
 @click.option("--force", is_flag=True, help="Replace what exists.")
-@_report
-@_json
-@click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
-@_limited
+@shared.report
+@shared.as_json
+@shared.quiet
+@shared.limited
 def auto(**options: Any) -> int:
     """Search for the smallest or fastest form of MODEL within a budget.
 
@@ -367,21 +275,18 @@ def auto(**options: Any) -> int:
     help="What is to be as small as it can; default: what the device wants.",
 )  # fmt: skip
 @click.option(
-    "--max-drop", metavar="SHARE", callback=_share,
+    "--max-drop", metavar="SHARE", callback=shared.read_share,
     help="The budget: the largest loss of the score; default: 1%, and recipes keep their own budgets.",
 )  # fmt: skip
+@shared.metric
 @click.option(
-    "--metric", default="auto", show_default=True, metavar="NAME",
-    help="The score: accuracy, f1, rmse, agreement, noise, or module:function.",
-)  # fmt: skip
-@click.option(
-    "--time-budget", metavar="TIME", callback=_seconds, default="3m", show_default=True,
+    "--time-budget", metavar="TIME", callback=shared.read_seconds, default="3m", show_default=True,
     help="After this nothing else is tried.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the report if it exists.")
-@_report
-@_json
-@_limited
+@shared.report
+@shared.as_json
+@shared.limited
 def advise(**options: Any) -> int:
     """Say what each method would bring to MODEL on a device, and cost.
 
@@ -394,12 +299,12 @@ def advise(**options: Any) -> int:
 @cli.command(epilog=_EXIT_CODES)
 @click.argument("model", metavar="PARETO")
 @click.option("-o", "--output", metavar="OUT", help="Where to write the model; without it the set is listed.")
-@click.option("--max-drop", metavar="SHARE", callback=_share, help="The largest loss of the score.")
-@_at_most
+@click.option("--max-drop", metavar="SHARE", callback=shared.read_share, help="The largest loss of the score.")
+@shared.at_most
 @click.option("--number", type=click.IntRange(min=1), metavar="N", help="The model of this number.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-@_json
-@_limited
+@shared.as_json
+@shared.limited
 def pick(**options: Any) -> int:
     """Take one model out of the set PARETO that a search wrote."""
     return _supervised("pick", options, output=options["output"])
@@ -407,7 +312,7 @@ def pick(**options: Any) -> int:
 
 @cli.command(epilog=_EXIT_CODES)
 @click.argument("name", required=False)
-@_json
+@shared.as_json
 @click.option("-v", "--verbose", count=True, hidden=True)
 def passes(verbose: int, **options: Any) -> int:
     """List passes and recipes, or show the documentation of NAME."""
