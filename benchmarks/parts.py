@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import sys
@@ -9,13 +10,33 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks import venvs
 from benchmarks.cleanup import measure
-from benchmarks.cleanup.__main__ import plain
+from benchmarks.cleanup.__main__ import machine, plain
+from benchmarks.cleanup.experiment import Store
 from benchmarks.cleanup.tools import BY_NAME
+from benchmarks.options import names
+from benchmarks.quantize.experiment import one_thread
 
 L = TypeVar("L")
 Record = dict[str, Any]
 Results = dict[str, list[Record]]
+
+
+def parser(folder: Path, about: str | None, parts: Collection[str]) -> argparse.ArgumentParser:
+    """What every benchmark in parts can be asked."""
+    found = argparse.ArgumentParser(prog=f"python -m benchmarks.{folder.name}", description=about)
+    found.add_argument("--parts", type=names("part", parts), default=",".join(parts), help=f"of {', '.join(parts)}")
+    found.add_argument("--fresh", action="store_true", help="forget stored results of what is run")
+    found.add_argument("--out", type=Path, default=folder, help="folder of results.md and results.json")
+    return found
+
+
+def begin(args: argparse.Namespace) -> tuple[dict[str, str], Store]:
+    """What is to be said of the machine, and what remembers results."""
+    said = machine()  # before: nproc heeds OMP_NUM_THREADS
+    one_thread()
+    return said, Store(venvs.CACHE / "results", args.fresh)
 
 
 def version(folder: Path, *modules: str) -> str:
@@ -35,16 +56,23 @@ def ask(module: str, *arguments: object, timeout: float) -> Record:
 
 def run(
     parts: Mapping[str, Callable[[L], Iterable[Record]]],
-    wanted: Collection[str],
+    args: argparse.Namespace,
     lab: L,
-    results: Results,
+    render: Callable[[Results, dict[str, str]], str],
+    said: dict[str, str],
     unsaid: Collection[str] = ("said",),
-) -> None:
-    """Fill ``results``, part by part; each record is said on the way, but for these columns."""
-    for part in wanted:
-        for record in parts[part](lab):
-            results[part].append(record)
-            print(part, *(f"{v}" for k, v in record.items() if k not in unsaid), file=sys.stderr)
+) -> int:
+    """Carry out the parts that are wanted; each record is said on the way, but for the columns ``unsaid``. What there
+    is at the end is written, also of a run that was interrupted."""
+    results: Results = {part: [] for part in parts}
+    try:
+        for part in args.parts:
+            for record in parts[part](lab):
+                results[part].append(record)
+                print(part, *(f"{v}" for k, v in record.items() if k not in unsaid), file=sys.stderr)
+    finally:
+        write(args.out, render(results, said), said, results)
+    return 0
 
 
 def write(folder: Path, table: str, said: object, results: Mapping[str, Any]) -> None:

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import parts, venvs
-from benchmarks.cleanup.__main__ import machine
-from benchmarks.cleanup.experiment import Store
+from benchmarks import parts
 from benchmarks.corpus import fetch
-from benchmarks.options import names
 from benchmarks.prune import experiment, peer, tables, verdicts
-from benchmarks.quantize.experiment import one_thread
 
 HERE = Path(__file__).parent
 PARTS = ("networks", "published", "trained", "scale")
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.prune", description=__doc__)
-    parser.add_argument("--parts", type=names("part", PARTS), default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = parts.parser(HERE, __doc__, PARTS)
     parser.add_argument(
         "--networks", default="tests/*,operators/*,architectures/*", metavar="GLOBS", help="networks, comma-separated"
     )
-    parser.add_argument("--fresh", action="store_true", help="forget stored results of what is run")
     parser.add_argument("--no-fetch", action="store_true", help="take the published models that are there")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.md and results.json")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments(argv)
-    said = machine()  # before: nproc heeds OMP_NUM_THREADS
-    one_thread()
-    store = Store(venvs.CACHE / "results", args.fresh)
+    args = parser.parse_args(argv)
+    said, store = parts.begin(args)
     results: experiment.Record = {"networks": [], "published": [], "trained": [], "scale": {}}
     try:
         if "networks" in args.parts:

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import parts, venvs
-from benchmarks.cleanup.__main__ import machine
-from benchmarks.cleanup.experiment import Store
+from benchmarks import parts
 from benchmarks.corpus import fetch
-from benchmarks.options import names
 from benchmarks.prune import peer
-from benchmarks.quantize.experiment import one_thread
 from benchmarks.train import experiment, tables
 
 HERE = Path(__file__).parent
 PARTS = experiment.PARTS
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__)
-    parser.add_argument("--parts", type=names("part", PARTS), default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--fresh", action="store_true", help="forget stored results of what is run")
-    parser.add_argument("--no-fetch", action="store_true", help="take the models that are there")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.md and results.json")
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments(argv)
-    said = machine()  # before: nproc heeds OMP_NUM_THREADS
-    one_thread()
+    parser = parts.parser(HERE, __doc__, PARTS)
+    parser.add_argument("--no-fetch", action="store_true", help="take the models that are there")
+    args = parser.parse_args(argv)
+    said, store = parts.begin(args)
     if "coverage" in args.parts and not args.no_fetch:
         fetch.fetch_real()
         fetch.fetch_exports()
         peer.networks(["architectures/*"])
-    lab = experiment.Lab(Store(venvs.CACHE / "results", args.fresh))
-    results: tables.Results = {part: [] for part in PARTS}
-    try:
-        parts.run(PARTS, args.parts, lab, results)
-    finally:  # an interrupted run shows what it has
-        parts.write(args.out, tables.render(results, said), said, results)
-    return 0
+    return parts.run(PARTS, args, experiment.Lab(store), tables.render, said)
 
 
 if __name__ == "__main__":
