@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -66,6 +66,12 @@ class Report:
     def changed(self) -> int:
         """The number of changes; 0 exactly when the model is untouched."""
         return len(self.changes)
+
+    def after(self, first: Report | None) -> Report:
+        """One report of two runs of a pass: all changes, and the refusals and the facts of this, the later one."""
+        if first is None:
+            return self
+        return replace(self, changes=first.changes + self.changes, facts=self.facts or first.facts)
 
 
 @dataclass

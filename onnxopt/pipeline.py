@@ -263,7 +263,7 @@ class _Run:
                     continue
                 self.manager.on_stage(pass_.name)
                 report = self._run_pass(pass_, self._context(pass_, editor, gate))
-                found[id(pass_)] = _merge(found.get(id(pass_)), report)
+                found[id(pass_)] = report.after(found.get(id(pass_)))
                 if not report.changed:
                     settled[id(pass_)] = len(gate.log)
             if once or gate.closed:
@@ -349,7 +349,7 @@ class _Run:
         return evaluate(Snapshot.of(self._original), Snapshot.of(self.model), self._samples.held_out)
 
     def _record(self, pass_: Pass, report: Report) -> None:
-        self._merged[id(pass_)] = _merge(self._merged.get(id(pass_)), report)
+        self._merged[id(pass_)] = report.after(self._merged.get(id(pass_)))
         self.manager.on_report(report)
 
     def _changes(self, pass_: Pass) -> int:
@@ -381,13 +381,6 @@ class _Run:
             entry = f"{VERSION}: {','.join(steps)}"
             earlier = self.model.metadata_props.get(AUDIT_KEY)
             self.model.metadata_props[AUDIT_KEY] = f"{earlier}; {entry}" if earlier else entry
-
-
-def _merge(first: Report | None, second: Report) -> Report:
-    """One report of two runs of a pass: all changes, and the refusals and the facts of the later run."""
-    if first is None:
-        return second
-    return Report(second.name, first.changes + second.changes, second.refusals, second.facts or first.facts)
 
 
 def _loads(model: ir.Model) -> bool:
