@@ -30,7 +30,8 @@ PRODUCTS = ("transformer_sentiment", "mixer_mnist1d")
 PRUNED = "cleanup,prune-channels{of=macs,ratio=0.5,round_to=1},reconstruct"
 SPLIT = "cleanup,{pass_}{{ratio=0.5,round_to=1,timed=false}}"
 QUANTIZED = "cleanup,quantize-static{target=generic,placement=all,weight_type=int4}"
-SAMPLES = (2000,)
+STUDENTS = (("pruned", 2000), ("pruned", 5000), ("random", 2000))
+"""What students start from, and how many samples they see."""
 SEEDS = range(5)
 WAYS = ("labels", "both", "teacher")
 
@@ -55,17 +56,18 @@ class Lab:
         key = (name, digest(MODELS / name / "model.onnx"), pipeline, version("trial"))
         return {"name": name, "pipeline": pipeline} | self.store.get("distill-trial", key, made)
 
-    def student(self, way: str, samples: int, seed: int) -> Record:
-        made = functools.partial(ask, "student", way, samples, seed)
-        key = (way, str(samples), str(seed), version("student", "trial"))
-        return {"way": way, "samples": samples, "seed": seed} | self.store.get("distill-student", key, made)
+    def student(self, start: str, way: str, samples: int, seed: int) -> Record:
+        made = functools.partial(ask, "student", start, way, samples, seed)
+        key = (start, way, str(samples), str(seed), version("student", "trial"))
+        found = self.store.get("distill-student", key, made)
+        return {"start": start, "way": way, "samples": samples, "seed": seed} | found
 
 
 def students(lab: Lab) -> Iterator[Record]:
-    for samples in SAMPLES:
+    for start, samples in STUDENTS:
         for seed in SEEDS:
             for way in WAYS:
-                yield lab.student(way, samples, seed)
+                yield lab.student(start, way, samples, seed)
 
 
 def pruned(lab: Lab) -> Iterator[Record]:

@@ -1,9 +1,10 @@
 """A small net taught by ``resnet8_mnist_hard``, beside the same net trained on labels alone.
 
-    python -m benchmarks.distill.student WAY SAMPLES SEED        # JSON on stdout
+    python -m benchmarks.distill.student START WAY SAMPLES SEED        # JSON on stdout
 
-``WAY`` is ``labels``, ``both`` (teacher and labels) or ``teacher``. All ways start from the same random weights, which
-follow from the seed, and see the same samples in the same order, as often.
+``START`` is ``random``, a net of four convolutions with random weights that follow from the seed, or ``pruned``, what
+is left of the teacher at a quarter of its arithmetic. ``WAY`` is ``labels``, ``both`` (teacher and labels) or ``teacher``.
+All ways start alike, and see the same samples in the same order, as often.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxopt.macs import count_macs
 
 from benchmarks.distill.trial import CATALOGUE, training_data
+from benchmarks.prune.counts import slower_or_not
 
 Array = np.ndarray[Any, Any]
 Record = dict[str, Any]
@@ -29,12 +31,18 @@ Record = dict[str, Any]
 TEACHER = "resnet8_mnist_hard"
 LAYERS = ((1, 12, 1), (12, 16, 2), (16, 32, 2), (32, 32, 1))
 """Input and output channels, and stride, of 3 × 3 convolutions."""
-EPOCHS = 60
+STARTS = {
+    "random": ("", "epochs=60,lr=0.004,batch_norm=train"),
+    "pruned": ("cleanup,prune-channels{of=macs,ratio=0.75,round_to=1,scope=global},reconstruct,", "epochs=20,lr=0.002"),
+}
+"""What makes the student, and how it is trained."""
 WAYS = {
     "labels": "finetune{{{options}}}",
     "both": 'distill{{teacher="{teacher}",hard=0.5,{options}}}',
     "teacher": 'distill{{teacher="{teacher}",hard=0.0,{options}}}',
 }
+JUDGED = 600
+"""Other samples, which say when training is best."""
 
 
 def student(seed: int) -> onnx.ModelProto:
@@ -69,16 +77,19 @@ def student(seed: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def taught(way: str, count: int, seed: int) -> Record:
+def taught(start: str, way: str, count: int, seed: int) -> Record:
     """Accuracy in percent of student and teacher, and their multiply–accumulates."""
     entry = CATALOGUE[TEACHER]
-    teacher, net = MODELS / entry["path"], student(seed)
+    teacher, (made, training) = MODELS / entry["path"], STARTS[start]
     data = training_data(TEACHER, labelled=way != "teacher")
-    chosen = np.random.default_rng(seed).permutation(len(data["image"]))[:count]
-    options = f"epochs={EPOCHS},lr=0.004,batch_norm=train,seed={seed}"
-    pipeline = WAYS[way].format(teacher=teacher, options=options)
-    data = {name: array[chosen] for name, array in data.items()}
-    result = onnxopt.optimize(net, passes=pipeline, data=data, verify="off")
+    order = np.random.default_rng(seed).permutation(len(data["image"]))
+    learnt, judged = ({n: x[rows] for n, x in data.items()} for rows in (order[JUDGED:][:count], order[:JUDGED]))
+    pipeline = made + WAYS[way].format(teacher=teacher, options=f"{training},seed={seed}")
+    with slower_or_not():
+        result = onnxopt.optimize(
+            student(seed) if start == "random" else teacher,
+            passes=pipeline, data=learnt, evaluation=judged, verify="off",
+        )  # fmt: skip
     if result.report.problems:
         return {"failure": "; ".join(result.report.problems)}
     with tempfile.TemporaryDirectory() as folder:
@@ -91,8 +102,8 @@ def taught(way: str, count: int, seed: int) -> Record:
 
 
 def main() -> None:
-    way, count, seed = sys.argv[1:]
-    print(json.dumps(taught(way, int(count), int(seed))))
+    start, way, count, seed = sys.argv[1:]
+    print(json.dumps(taught(start, way, int(count), int(seed))))
 
 
 if __name__ == "__main__":

@@ -31,11 +31,14 @@ def lost(record: Record) -> float:
     return float(before - after)
 
 
-def gains(records: Sequence[Record], samples: int, way: str) -> list[float]:
-    """Points that a student has more than one that started alike and saw labels alone, seed by seed."""
-    found = {
-        (r["seed"], r["way"]): r["said"]["accuracy"][0] for r in records if r["samples"] == samples and not failure(r)
-    }
+def kind(record: Record) -> tuple[str, int]:
+    """What a student starts from, and how many samples it sees."""
+    return record["start"], record["samples"]
+
+
+def gains(records: Sequence[Record], way: str) -> list[float]:
+    """Points that a student has more than one of its kind that saw labels alone, seed by seed."""
+    found = {(r["seed"], r["way"]): r["said"]["accuracy"][0] for r in records if not failure(r)}
     return [found[seed, way] - y for (seed, each), y in found.items() if each == "labels" and (seed, way) in found]
 
 
