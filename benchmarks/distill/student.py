@@ -3,8 +3,8 @@
     python -m benchmarks.distill.student START WAY SAMPLES SEED        # JSON on stdout
 
 ``START`` is ``random``, a net of four convolutions with random weights that follow from the seed, or ``pruned``, what
-is left of the teacher at a quarter of its arithmetic. ``WAY`` is ``labels``, ``both`` (teacher and labels) or ``teacher``.
-All ways start alike, and see the same samples in the same order, as often.
+is left of the teacher at a quarter of its arithmetic. ``WAY`` is ``labels``, ``both`` (teacher and labels) or
+``teacher``. All ways start alike, and see the same samples in the same order, as often.
 """
 
 from __future__ import annotations
