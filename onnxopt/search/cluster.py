@@ -35,8 +35,8 @@ class DaskExecutor(Remote):
         self._manned = time.monotonic()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        if self._client.status != "running":
-            raise ConnectionError("the Dask cluster is gone")
+        if not self.answers():
+            raise ConnectionError("the Dask cluster is gone, or has no workers")
         sent = [self._once(each) if isinstance(each, bytes) and len(each) > _LARGE else each for each in args]
         future: Future[Any] = self._inner.submit(fn, *sent, **kwargs)
         return future
@@ -61,7 +61,7 @@ class DaskExecutor(Remote):
         """What stands for ``content`` there, sent again if all workers that had it are gone."""
         _, sent = self._sent.get(id(content), (content, None))
         if sent is None or sent.status != "finished":
-            sent = self._client.scatter(content, broadcast=True)
+            sent = self._client.scatter(content, broadcast=True, timeout=_PATIENCE)
             self._sent[id(content)] = content, sent
         return sent
 

@@ -131,7 +131,7 @@ class Evaluations:
         """Run these jobs side by side; returns those whose workers were lost."""
         futures: dict[Future[Any], Job] = {}
         lost: list[Job] = []
-        for job in jobs:
+        for at, job in enumerate(jobs):
             if self.is_over:
                 failed[self._name(job)] = Failure(self.gone or _LATE)
                 continue
@@ -142,6 +142,9 @@ class Evaluations:
             except Exception as error:  # executors raise what they like
                 self._note(error)
                 lost.append(job)
+                if not self._answers():
+                    lost.extend(jobs[at + 1 :])
+                    break
         waiting, heard = set(futures), time.monotonic()
         while waiting:
             done, waiting = wait(waiting, timeout=_TICK)

@@ -63,21 +63,24 @@ def test_a_cluster_that_vanishes_ends_the_search_with_what_is_known(work: Any, c
 def test_a_cluster_without_workers_ends_the_search_unless_new_ones_come(
     work: Any, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxopt.search.cluster._REPLACED", 1.0)
+    def dismiss() -> None:
+        cluster.scale(0)
+        while cluster.scheduler.workers:
+            time.sleep(0.05)
+
     monkeypatch.setattr("onnxopt.search.jobs._SILENCE", 1.0)
+    jobs = [Job(work.double, (n,), int, "") for n in range(4)]
     with DaskExecutor(cluster.scheduler_address) as executor:
         found = evaluations(executor)
-        jobs = [Job(work.double, (n,), int, "") for n in range(4)]
         assert found.run(jobs[:1]) == [1 << 17]
-        cluster.scale(0)
-        cluster.sync(cluster._correct_state)
+        dismiss()
         starts = threading.Timer(0.5, cluster.scale, (2,))
         starts.start()
-        monkeypatch.setattr("onnxopt.search.cluster._REPLACED", 60.0)
         assert found.run(jobs[:2]) == [1 << 17, 2 + (1 << 17)], "what all jobs share went with the workers"
         starts.join()
         monkeypatch.setattr("onnxopt.search.cluster._REPLACED", 1.0)
-        cluster.scale(0)
+        monkeypatch.setattr("onnxopt.search.cluster._PATIENCE", 1.0)
+        dismiss()
         results = found.run(jobs)
     assert results[:2] == [1 << 17, 2 + (1 << 17)]
     assert all(isinstance(each, Failure) for each in results[2:])
