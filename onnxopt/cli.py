@@ -38,6 +38,7 @@ Exit codes:
 141  whoever read the output went away
 """
 
+
 class _Group(click.Group):
     """Commands that are mistyped get a suggestion, in every version of click."""
 

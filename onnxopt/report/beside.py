@@ -11,7 +11,7 @@ from onnxopt.data import Dataset
 from onnxopt.errors import DataError, EngineError, MetricError
 from onnxopt.evaluation import judging
 from onnxopt.probes import find_probes
-from onnxopt.runtime import Feeds, Ratio, Session, Snapshot, latency_ratio
+from onnxopt.runtime import Feeds, Ratio, Session, Snapshot, one_thread_ratio
 from onnxopt.search.metric import Loss, Yardstick, metric_for
 
 _SECONDS = 2.0
@@ -44,12 +44,13 @@ def beside(
     scored against it."""
     first, second = Snapshot.of(before), Snapshot.of(after)
     try:
-        a, b = (Session(each, optimize=True, threads=1) for each in (first, second))
         if samples is not None:
             feeds: Feeds = samples.one().feeds
+        elif probes:
+            feeds = probes[0]
         else:
-            feeds = probes[0] if probes else find_probes(before, a, count=1)[0].feeds
-        ratio = latency_ratio(a, b, feeds, seconds=_SECONDS)
+            feeds = find_probes(before, Session(first, optimize=True, threads=1), count=1)[0].feeds
+        ratio = one_thread_ratio(first, second, feeds, seconds=_SECONDS)
     except (EngineError, DataError) as error:
         return Beside(notes=(f"Neither latency nor score was measured: {error}",))
     if samples is None:

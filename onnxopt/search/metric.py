@@ -132,7 +132,7 @@ def metric_for(name: str, original: Snapshot, data: Dataset) -> Metric:
         return _of_user(name)
     if name not in BUILT_IN:
         raise OptionError(f"the metric is one of {', '.join(BUILT_IN)} or module:function; got {name!r}")
-    batch = next(iter(data.take(1).small_batches()))
+    batch = data.one()
     session = Session(original, optimize=True, threads=1)
     given = zip(session.outputs, session.run(batch.feeds), strict=True)
     outputs = {name: y for name, y in given if isinstance(y, np.ndarray)}  # sequences and maps have no score

@@ -19,9 +19,7 @@ import onnx_ir as ir
 
 from onnxopt.channels import Group
 from onnxopt.errors import EngineError
-from onnxopt.graph import Editor, constant_tensor, label
-from onnxopt.kernels import by_place, kernel_times, mark, places
-from onnxopt.macs import count_macs
+from onnxopt.graph import Editor, label
 from onnxopt.model import copy
 from onnxopt.pass_base import Context, Pass
 from onnxopt.passes.lowrank.split_conv import SplitConv
@@ -32,9 +30,10 @@ from onnxopt.passes.quantize._roles import LAYERS
 from onnxopt.passes.quantize.quantize_dynamic import QuantizeDynamic
 from onnxopt.passes.quantize.quantize_static import QuantizeStatic
 from onnxopt.passes.quantize.quantize_weights import QuantizeWeights
-from onnxopt.runtime import Feeds, Snapshot
+from onnxopt.runtime import Snapshot
 from onnxopt.search.bench import Bench, file_size, unpack
 from onnxopt.search.jobs import Evaluations, Failure, Job
+from onnxopt.search.node_costs import node_bytes, node_macs, node_seconds
 
 Method = Literal["prune", "split", "quantize"]
 METHODS: tuple[Method, ...] = ("prune", "split", "quantize")
@@ -53,8 +52,6 @@ _RUINED = 1e3
 """More noise, in units of the signal, is all the same."""
 _FITTED = 256
 """To so many samples readers are fitted anew."""
-_FUSED = 2
-"""So many nodes may be fused into a layer that stands before them: a sum and an activation."""
 _MATTERS = 0.003
 """A layer that has less than this share of the time, of the arithmetic and of the bytes is left alone."""
 
@@ -126,7 +123,7 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *
     """
     cleaned = bench.cleaned
     timed = evaluations.remembered("times", dict[str, float], lambda: node_seconds(cleaned, bench.feeds))
-    macs, weights = _macs(cleaned), _weights(cleaned)
+    macs, weights = node_macs(cleaned), node_bytes(cleaned)
     seconds, all_macs, size = sum(timed.values()), sum(macs.values()), float(bench.size)
 
     def matters(names: Sequence[str]) -> bool:
@@ -136,6 +133,7 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *
     ops = {label(node): node.op_type for node in cleaned.graph}
     names = [name for name in ops if weights.get(name) and matters([name])]
     groups = [group for group in bench.groups if matters(_nodes(group))] if "prune" in methods else []
+    shares = {group.number: _shares(group, bench) for group in groups}
     minor = [group.name for group in bench.groups if group not in groups] if "prune" in methods else []
     jobs = {
         "integers": [Job(quantizing, (), dict[str, tuple[float, float]], "what integers are worth")],
@@ -146,7 +144,7 @@ def explore(bench: Bench, methods: Sequence[Method], evaluations: Evaluations, *
         ],
         "prune": [
             Job(pruning_noise, (group.number, share), float, f"what {share:.0%} of the channels of a layer are worth")
-            for share in SHARES for group in groups if share in _shares(group, bench)
+            for share in SHARES for group in groups if share in shares[group.number]
         ],
         "split": [
             Job(splitting, (name,), dict[float, tuple[float, float, float]], "what factors are worth")
@@ -339,62 +337,8 @@ def rounding(shared: bytes) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-def node_seconds(model: ir.Model, feeds: Feeds) -> dict[str, float]:
-    """How long each node takes, by its label, what is fused into a layer included. Raises ``EngineError`` if the model
-    does not run."""
-    editor = Editor(model).copy()
-    names = [label(node) for node in editor.model.graph]
-    mark(editor.model)
-    at = places(editor.model)
-    times = by_place(kernel_times(Snapshot.of(editor.model), feeds), at)
-    found: dict[str, float] = {}
-    for node, name in zip(editor.model.graph, names, strict=True):
-        place = at.get(node.outputs[0].name or "") if node.outputs else None
-        if place is not None:
-            found[name] = found.get(name, 0.0) + sum(each.seconds for each in times.get(place, ()))
-    _credit(editor.model.graph, names, found)
-    return found
-
-
-def _credit(graph: ir.Graph, names: Sequence[str], seconds: dict[str, float]) -> None:
-    """Give a layer without time of its own that of the node behind it: ONNX Runtime calls what it fuses by the last."""
-    of = dict(zip(graph, names, strict=True))
-    for node, name in of.items():
-        if node.op_type not in LAYERS or seconds.get(name):
-            continue
-        behind: ir.Node | None = node
-        for _ in range(_FUSED):
-            readers = {use.node for use in behind.outputs[0].uses()} if behind is not None else set()
-            behind = readers.pop() if len(readers) == 1 else None
-            if behind is None or behind.op_type in LAYERS or behind not in of:
-                break
-            if seconds.get(of[behind]):
-                seconds[name], seconds[of[behind]] = seconds[of[behind]], 0.0
-                break
-
-
 def _nodes(group: Group) -> list[str]:
     return list(dict.fromkeys(label(node) for member in group.members for node in member.nodes))
-
-
-def _macs(model: ir.Model) -> dict[str, float]:
-    """By the label of each node that has any."""
-    counted = count_macs(model).by_output
-    found: dict[str, float] = {}
-    for node in model.graph:
-        if node.outputs and (own := counted.get(node.outputs[0].name or "", 0)):
-            found[label(node)] = found.get(label(node), 0.0) + own
-    return found
-
-
-def _weights(model: ir.Model) -> dict[str, float]:
-    """The bytes of each node's constants of two axes or more."""
-    return {
-        label(node): float(
-            sum(t.nbytes for v in node.inputs if (t := constant_tensor(v)) is not None and len(t.shape) > 1)
-        )
-        for node in model.graph
-    }
 
 
 def _noise(decibels: float | None) -> float:

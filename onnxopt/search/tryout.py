@@ -103,19 +103,19 @@ class Tries:
             return Trial(problem)
         self._go_on(f"{way.name}: what it brings")
         snapshot = Snapshot.of(model)
+        latency = None
+        if self.measured:
+            latency = one_thread_ratio(self.bench.original, snapshot, self.bench.feeds, seconds=_SECONDS).median
         counted = self._counted(model)
         forms = form_macs(model, counted.by_output, self.device.sparsity)
         return Trial(
-            latency=self._latency(snapshot) if self.measured else None,
+            latency=latency,
             size=file_size(model) / self._size,
             macs=counted.total / self._macs if self._macs and not counted.unknown else None,
             forms={form: macs / self._macs for form, macs in forms.items()} if self._macs else {},
             compressed=self._compressed(model) if "prune-weights" in way.own else None,
             loss=None if self.yardstick is None else self.yardstick.loss(snapshot),
         )
-
-    def _latency(self, snapshot: Snapshot) -> float:
-        return one_thread_ratio(self.bench.original, snapshot, self.bench.feeds, seconds=_SECONDS).median
 
     def _counted(self, model: ir.Model) -> Macs:
         """The arithmetic of one run, as times are of it."""

@@ -11,7 +11,7 @@ from onnxopt.graph import label
 from onnxopt.model import load
 from onnxopt.runtime import Snapshot
 from onnxopt.search.bench import Bench
-from onnxopt.search.space import node_seconds
+from onnxopt.search.node_costs import node_seconds
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
